@@ -1,0 +1,56 @@
+//! Identities, cluster genesis, join proofs, sealed frames and key schedules of Hauberk.
+//!
+//! The crate is pure: no sockets, no threads, no clock, and randomness comes in as an argument.
+//! Nothing in it is `unsafe`.
+//!
+//! | module | concept |
+//! |---|---|
+//! | [`identity`] | a node's Ed25519 key, the node id that follows from it, signatures with domains |
+//! | [`signed`] | a signed body kept byte for byte, so that fields of newer versions pass through |
+//! | [`cluster`] | the genesis document, the cluster id, the IPv6 ranges that follow from it |
+//! | [`admission`] | a member's statement that a node may take part |
+//! | [`join`] | the key file and its proofs |
+//! | [`password`] | the password mode: OPAQUE with Argon2id |
+//! | [`channel`] | what a control session must offer, and the secrets drawn from it |
+//! | [`wireguard`] | WireGuard keys and the pre-shared key of a pair |
+//! | [`frame`] | the sealed gossip datagram |
+//! | [`secret`] | 32 secret bytes |
+//! | [`armor`] | one line of text for a key in a file |
+//!
+//! ## Signatures and hashes are separated by purpose
+//!
+//! Every hash, signature and derived key names its purpose (a *domain*), so that bytes made for one
+//! purpose are worthless for another. Domains end in a version; a change of layout takes a new one.
+//!
+//! ## Randomness
+//!
+//! Callers pass a `&mut (impl RngCore + CryptoRng)` of `rand_core` 0.6. The daemon passes the
+//! operating system's generator, a simulator a seeded one.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
+
+pub mod admission;
+pub mod armor;
+pub mod channel;
+pub mod cluster;
+pub mod frame;
+mod hexbytes;
+pub mod identity;
+pub mod join;
+pub mod password;
+mod replay;
+pub mod secret;
+pub mod signed;
+pub mod wireguard;
+
+pub use admission::{Admission, AdmissionError, JoinMode, SignedAdmission};
+pub use channel::{ExporterError, SecureChannel, SessionSecrets};
+pub use cluster::{ClusterId, Genesis, GenesisError, GenesisFields, JoinModes};
+pub use hexbytes::HexError;
+pub use identity::{BadSignature, Identity, IdentityKey, NodeId, Signature};
+pub use join::{JoinKey, JoinProof, WrongJoinKey};
+pub use secret::Secret32;
+pub use signed::{BodyId, Signable, Signed, SignedError};
+pub use wireguard::{PairEnd, Psk, PskCheck, WgPublic, WgSecret, pair_psk, psk_check};
+
+pub use rand_core;

@@ -1,0 +1,172 @@
+//! Every format against bytes that were computed outside of this program, from the layouts in the
+//! module documentation alone (Python: `hashlib`, `hmac`, Ed25519 after RFC 8032, X25519 after
+//! RFC 7748). A change of any of them makes nodes of different versions strangers to each other.
+//!
+//! The identities are those with the seeds 01…01, 02…02 and 03…03.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use mesh_keys::armor::ArmorError;
+use mesh_keys::{
+    Admission, ClusterId, Genesis, GenesisFields, Identity, IdentityKey, JoinKey, JoinMode, JoinModes,
+    NodeId, PairEnd, Secret32, SignedAdmission, WgSecret, pair_psk, psk_check,
+};
+
+fn identity(byte: u8) -> Identity {
+    Identity::from_bytes(&[byte; 32])
+}
+
+fn genesis() -> Genesis {
+    Genesis::new(GenesisFields {
+        name: "demo".to_owned(),
+        nonce: [7; 32],
+        ipv4_range: GenesisFields::default_ipv4_range(),
+        block_prefix: 24,
+        founder: identity(1).public(),
+        admin_keys: vec![identity(2).public()],
+        join_modes: JoinModes::BOTH,
+    })
+    .unwrap()
+}
+
+const PUBLIC_1: &str = "8a88e3dd7409f195fd52db2d3cba5d72ca6709bf1d94121bf3748801b40f6f5c";
+const PUBLIC_2: &str = "8139770ea87d175f56a35466c34c7ecccb8d8a91b4ee37a25df60f5b8fc9b394";
+const NODE_1: &str = "a6af77f9540e681ec5193814216796bc";
+const NODE_2: &str = "a9d199952329dd76b39e5e8dd7b6679a";
+const CLUSTER: &str = "6dd126cb51f8f388f97d17787b061b640ba1db66c19b93ced767b0c8995d6a89";
+const GENESIS: &str = "010464656d6f07070707070707070707070707070707070707070707070707070707070707070a2000000c18\
+8a88e3dd7409f195fd52db2d3cba5d72ca6709bf1d94121bf3748801b40f6f5c01\
+8139770ea87d175f56a35466c34c7ecccb8d8a91b4ee37a25df60f5b8fc9b39403";
+
+#[test]
+fn identity_and_node_id() {
+    assert_eq!(identity(1).public().to_string(), PUBLIC_1);
+    assert_eq!(identity(2).public().to_string(), PUBLIC_2);
+    assert_eq!(identity(1).node_id().to_string(), NODE_1);
+    assert_eq!(NodeId::of(&PUBLIC_2.parse().unwrap()).to_string(), NODE_2);
+    assert_eq!(identity(1).node_id().short(), "a6af77f9");
+}
+
+#[test]
+fn ed25519_keys_are_those_of_rfc_8032() {
+    // RFC 8032, section 7.1, test 1.
+    let mut seed = [0; 32];
+    hex::decode_to_slice("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60", &mut seed)
+        .unwrap();
+    assert_eq!(
+        Identity::from_bytes(&seed).public().to_string(),
+        "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
+    );
+}
+
+#[test]
+fn der_forms_are_those_of_rfc_8410() {
+    let key = identity(1);
+    assert_eq!(hex::encode(key.public().to_spki_der()), format!("302a300506032b6570032100{PUBLIC_1}"));
+    assert_eq!(
+        hex::encode(key.to_pkcs8_der().as_slice()),
+        format!("302e020100300506032b657004220420{}", "01".repeat(32))
+    );
+}
+
+#[test]
+fn signature_with_its_domain() {
+    assert_eq!(
+        identity(1).sign("test domain", b"message").to_string(),
+        "4fe60400c4b43d191488f52a43e52367fe160cb8c8996d222267235474bbe337\
+d5bf6acd66add4471c0a43cbffb73a227141ffae1b4c08aab9519cf3c91b9606"
+    );
+}
+
+#[test]
+fn files_of_one_line() {
+    assert_eq!(identity(1).to_text().as_str(), format!("hauberk-identity-1:{}fe6dc8c9\n", "01".repeat(32)));
+    let bytes: [u8; 32] = std::array::from_fn(|i| i as u8);
+    let line = "hauberk-key-1:000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1fac7fb397";
+    let key = JoinKey::from_secret(Secret32::from_bytes(bytes));
+    assert_eq!(key.to_text().trim_end(), line);
+    assert_eq!(
+        JoinKey::from_text(&line.to_uppercase().replacen("HAUBERK-KEY", "hauberk-key", 1)).unwrap(),
+        key
+    );
+    assert_eq!(
+        JoinKey::from_text(identity(1).to_text().as_str()).unwrap_err(),
+        ArmorError::OtherKind { expected: "hauberk-key-1", found: "hauberk-identity-1".to_owned() }
+    );
+}
+
+#[test]
+fn genesis_document_and_what_follows_from_it() {
+    let genesis = genesis();
+    assert_eq!(hex::encode(genesis.as_bytes()), GENESIS);
+    assert_eq!(genesis.id().to_string(), CLUSTER);
+    assert_eq!(genesis.ipv6_range().to_string(), "fd6d:d126:cb51::/48");
+    assert_eq!(
+        genesis.node_prefix(&identity(1).public(), 0).to_string(),
+        "fd6d:d126:cb51:a911:310a:cf42::/96"
+    );
+    assert_eq!(
+        genesis.node_prefix(&identity(1).public(), 1).to_string(),
+        "fd6d:d126:cb51:13eb:8065:d77a::/96"
+    );
+    assert_eq!(Genesis::decode(&hex::decode(GENESIS).unwrap()).unwrap(), genesis);
+}
+
+#[test]
+fn admission() {
+    let cluster: ClusterId = CLUSTER.parse().unwrap();
+    let signed =
+        SignedAdmission::issue(cluster, identity(2).public(), &identity(1), JoinMode::Password, 300).unwrap();
+    assert_eq!(hex::encode(signed.body()), format!("{CLUSTER}{PUBLIC_2}{PUBLIC_1}02ac02"));
+    let signature = "f0ad614250aaf67e24ec58dc53d84b605eab400a1e2c252e6cfd8ca8f4323c06\
+6a51beb892823eef1910c5fd46e9856f393f3a90a4833c3e9420cd29ed8f3007";
+    assert_eq!(signed.signature().to_string(), signature);
+    assert_eq!(hex::encode(signed.to_bytes()), format!("01{signature}{}", hex::encode(signed.body())));
+    assert_eq!(signed.id().to_string(), "2ad3e8944a15f8d476754817b0529a91a00cb041d9aa0ade8cb4a7027669cc4d");
+    let expected = Admission {
+        cluster,
+        subject: identity(2).public(),
+        sponsor: identity(1).public(),
+        mode: JoinMode::Password,
+        issued_serial: 300,
+    };
+    assert_eq!(signed.check(&cluster).unwrap(), expected);
+}
+
+#[test]
+fn join_proofs() {
+    let key = JoinKey::from_secret(Secret32::from_bytes(std::array::from_fn(|i| i as u8)));
+    let (joiner, sponsor): (IdentityKey, IdentityKey) =
+        (PUBLIC_1.parse().unwrap(), PUBLIC_2.parse().unwrap());
+    assert_eq!(
+        key.client_proof(&[9; 32], &joiner, &sponsor).to_string(),
+        "5f2a2d1266a66c133b1d34683cc416ce70b3e70f62c7e57b29b0f7b587bd4b5c"
+    );
+    assert_eq!(
+        key.server_proof(&[9; 32], &joiner, &sponsor).to_string(),
+        "fef4673ce5098106afe6c55ef651894afdbc2ab278784e6d3828fcb4c3da5c54"
+    );
+}
+
+#[test]
+fn wireguard_keys_and_the_psk_of_a_pair() {
+    let (a, b) = (WgSecret::from_bytes(&[1; 32]), WgSecret::from_bytes(&[2; 32]));
+    assert_eq!(a.public().to_string(), "pOCSkrZRwni5dyxWn1+puxPZBrRqtoyd+dwrRAn4ogk=");
+    assert_eq!(b.public().to_string(), "zo060cy2M+x7cMF4FKXHbs0CloUFDTRHRboFhw5YfVk=");
+    let end = |id: &str, key: &WgSecret| PairEnd { node: id.parse().unwrap(), wireguard: key.public() };
+    let psk = pair_psk(&Secret32::from_bytes([3; 32]), &end(NODE_2, &b), &end(NODE_1, &a), 5);
+    assert_eq!(hex::encode(psk.expose()), "57253b6829058bdf47fdd2d166b2bf4009a9a4af6c6113af8679f671e6315be8");
+    let check = psk_check(&psk, &[9; 32], &NODE_1.parse().unwrap());
+    assert_eq!(check.to_string(), "76176f8340e9d98d3b32920124f5f6a1");
+}
+
+#[test]
+fn x25519_keys_are_those_of_rfc_7748() {
+    // RFC 7748, section 6.1, Alice.
+    let mut secret = [0; 32];
+    hex::decode_to_slice("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a", &mut secret)
+        .unwrap();
+    assert_eq!(
+        hex::encode(WgSecret::from_bytes(&secret).public().as_bytes()),
+        "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a"
+    );
+}
