@@ -1,0 +1,175 @@
+//! What the node is and does: the document behind `meshctl status`.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+/// The whole status of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// [`super::SCHEMA_VERSION`] of the daemon.
+    pub schema_version: u32,
+    /// Version of the daemon.
+    pub version: String,
+    /// This node.
+    pub node: NodeStatus,
+    /// The cluster, once the node is in one.
+    pub cluster: Option<ClusterStatus>,
+    /// Whether the node is in a cluster, and what it waits for when it is not.
+    pub membership: Membership,
+    /// The addresses of this node.
+    pub addresses: Option<AddressStatus>,
+    /// The tunnel devices of this node.
+    pub lanes: Vec<LaneStatus>,
+    /// Every other member.
+    pub peers: Vec<PeerStatus>,
+    /// Number of attachments: leased and active together.
+    pub attachments: usize,
+    /// What keeps the kernel from being as it should, in sentences; empty when all is well.
+    pub problems: Vec<String>,
+}
+
+/// This node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Node id, 32 hexadecimal digits.
+    pub id: String,
+    /// Label; not an identity.
+    pub name: String,
+    /// Identity key (Ed25519), 64 hexadecimal digits.
+    pub identity_key: String,
+}
+
+/// The cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// Cluster id, 64 hexadecimal digits.
+    pub id: String,
+    /// Name from the genesis document.
+    pub name: String,
+    /// Node id of the founder.
+    pub founder: String,
+    /// The cluster's IPv4 range.
+    pub ipv4: Ipv4Net,
+    /// The cluster's IPv6 range.
+    pub ipv6: Ipv6Net,
+    /// Known members, this one included.
+    pub members: usize,
+}
+
+/// Whether the node is in a cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "state")]
+pub enum Membership {
+    /// It has no cluster yet.
+    Joining {
+        /// What it waits for, in a sentence.
+        waiting_for: String,
+    },
+    /// It is a member.
+    Member,
+}
+
+/// The addresses of this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressStatus {
+    /// The node's own mesh address, gateway of its pods.
+    pub ipv4: Ipv4Addr,
+    /// Likewise, IPv6.
+    pub ipv6: Ipv6Addr,
+    /// The IPv4 ranges this node owns.
+    pub owned_ipv4: Vec<Ipv4Net>,
+    /// The IPv6 prefix this node owns.
+    pub owned_ipv6: Ipv6Net,
+    /// Leased IPv4 addresses.
+    pub leased: u64,
+    /// IPv4 addresses that can still be leased.
+    pub free: u64,
+}
+
+/// Who carries the tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Backend {
+    /// The kernel's WireGuard.
+    Kernel,
+    /// The process `mesh-wg`.
+    Userspace,
+    /// A backend of a newer daemon.
+    #[serde(other)]
+    Unknown,
+}
+
+/// A tunnel device of this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneStatus {
+    /// Name of the device.
+    pub device: String,
+    /// Who carries it.
+    pub backend: Backend,
+    /// Why this backend was chosen.
+    pub reason: String,
+    /// UDP port.
+    pub port: u16,
+    /// WireGuard public key, base64.
+    pub public_key: String,
+    /// Whether the device exists and is configured as it should be.
+    pub up: bool,
+}
+
+/// Another member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Node id, 32 hexadecimal digits.
+    pub id: String,
+    /// Label; two nodes may have the same.
+    pub name: String,
+    /// Version of its daemon, as it said.
+    pub version: String,
+    /// The addresses it said it can be reached at.
+    pub advertised: Vec<IpAddr>,
+    /// Its ranges.
+    pub ranges: Vec<IpNet>,
+    /// Its mesh addresses.
+    pub mesh_ipv4: Option<Ipv4Addr>,
+    /// Likewise, IPv6.
+    pub mesh_ipv6: Ipv6Addr,
+    /// The control session with it.
+    pub session: SessionStatus,
+    /// The tunnel to it.
+    pub tunnel: TunnelStatus,
+}
+
+/// The control session with a member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "state")]
+pub enum SessionStatus {
+    /// Established.
+    Up {
+        /// The other end.
+        remote: SocketAddr,
+        /// Seconds since it was established.
+        since_seconds: u64,
+    },
+    /// None; it is dialled again and again.
+    Down {
+        /// Why the last try failed, when there was one.
+        reason: Option<String>,
+    },
+}
+
+/// The tunnel to a member.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelStatus {
+    /// Whether a pre-shared key is agreed and traffic may use the tunnel.
+    pub ready: bool,
+    /// Where its packets go.
+    pub endpoint: Option<SocketAddr>,
+    /// Seconds since the last handshake; absent when there was none.
+    pub handshake_age_seconds: Option<u64>,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+}

@@ -1,0 +1,253 @@
+//! The addresses this node has given to its pods.
+//!
+//! An address comes from the ranges that the node owns, and belongs to one attachment until that is released.
+//! The IPv6 address of a pod is the node's /96 prefix with the pod's IPv4 address in the lowest 32 bits, so
+//! one lease settles both. Addresses that end in 0 or 255 are left out: too much software takes them for
+//! network or broadcast addresses. A released address rests for [`QUARANTINE`], and the search goes on where
+//! it stopped, so that an address is not reused while someone still talks to its last owner.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+use crate::api::{AttachRequest, AttachmentId, AttachmentState, MacAddr, PodIdentity};
+use crate::ranges::RangeSet;
+use crate::time::Time;
+
+/// How long a released address rests.
+pub const QUARANTINE: Duration = Duration::from_secs(60);
+
+/// One attachment and its address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// The pod's IPv4 address.
+    pub ipv4: Ipv4Addr,
+    /// How far the attachment has come.
+    pub state: AttachmentState,
+    /// Path of the network namespace, as given.
+    pub netns: String,
+    /// Name of the CNI network.
+    pub network: String,
+    /// The pod, when the runtime told.
+    pub pod: Option<PodIdentity>,
+}
+
+impl Lease {
+    /// The pod's Ethernet address: `0a:58` and the IPv4 address, unique on the node because that is.
+    pub fn mac(&self) -> MacAddr {
+        let [a, b, c, d] = self.ipv4.octets();
+        MacAddr([0x0a, 0x58, a, b, c, d])
+    }
+}
+
+/// The pod address below `prefix` that goes with `ipv4`.
+pub fn ipv6_for(prefix: Ipv6Net, ipv4: Ipv4Addr) -> Ipv6Addr {
+    Ipv6Addr::from(u128::from(prefix.network()) | u128::from(u32::from(ipv4)))
+}
+
+/// All leases of the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Leases {
+    leases: BTreeMap<AttachmentId, Lease>,
+    resting: BTreeMap<Ipv4Addr, Time>,
+    /// Where the next search starts.
+    cursor: Option<Ipv4Addr>,
+}
+
+/// There is no free address in the node's ranges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("all {total} addresses of this node are in use; it asks the other members for more")]
+pub struct NoFreeAddress {
+    /// Usable addresses of the node, free or not.
+    pub total: u64,
+}
+
+impl Leases {
+    /// The leases as they were stored.
+    pub fn restore(leases: BTreeMap<AttachmentId, Lease>) -> Self {
+        let cursor = leases.values().map(|lease| lease.ipv4).max();
+        Self { leases, resting: BTreeMap::new(), cursor }
+    }
+
+    /// The leases, to be stored.
+    pub fn all(&self) -> &BTreeMap<AttachmentId, Lease> {
+        &self.leases
+    }
+
+    /// The lease of an attachment.
+    pub fn get(&self, id: &AttachmentId) -> Option<&Lease> {
+        self.leases.get(id)
+    }
+
+    /// Leases an address of `owned`, never `reserved` (the node's own). An attachment that has a lease keeps it.
+    ///
+    /// # Errors
+    /// [`NoFreeAddress`]; nothing was changed.
+    pub fn lease(
+        &mut self,
+        request: &AttachRequest,
+        owned: &RangeSet,
+        reserved: Ipv4Addr,
+        now: Time,
+    ) -> Result<&Lease, NoFreeAddress> {
+        self.resting.retain(|_, until| *until > now);
+        let had =
+            self.leases.get(&request.id).map(|lease| lease.ipv4).filter(|address| owned.contains(*address));
+        let ipv4 = match had {
+            Some(address) => address,
+            None => self.find(owned, reserved).ok_or(NoFreeAddress { total: usable(owned) })?,
+        };
+        self.cursor = Some(ipv4);
+        let lease = Lease {
+            ipv4,
+            state: AttachmentState::Leased,
+            netns: request.netns.clone(),
+            network: request.network.clone(),
+            pod: request.pod.clone(),
+        };
+        let entry = self.leases.entry(request.id.clone()).insert_entry(lease);
+        Ok(entry.into_mut())
+    }
+
+    /// Notes that an attachment is active, or no longer; `false` when there is none.
+    pub fn set_state(&mut self, id: &AttachmentId, state: AttachmentState) -> bool {
+        self.leases.get_mut(id).map(|lease| lease.state = state).is_some()
+    }
+
+    /// Releases an attachment's address into quarantine.
+    pub fn release(&mut self, id: &AttachmentId, now: Time) -> Option<Lease> {
+        let lease = self.leases.remove(id)?;
+        self.resting.insert(lease.ipv4, now + QUARANTINE);
+        Some(lease)
+    }
+
+    /// Puts a lease back that was released and could not be stored.
+    pub fn put_back(&mut self, id: AttachmentId, lease: Lease) {
+        self.resting.remove(&lease.ipv4);
+        self.leases.insert(id, lease);
+    }
+
+    /// Addresses of `owned` that could be leased, resting ones included.
+    pub fn free(&self, owned: &RangeSet, reserved: Ipv4Addr) -> u64 {
+        let own = u64::from(owned.contains(reserved) && !odd(reserved));
+        let leased = self.leases.values().filter(|lease| owned.contains(lease.ipv4)).count() as u64;
+        usable(owned).saturating_sub(own + leased)
+    }
+
+    /// The blocks (prefixes of length `prefix`) in which an address is in use or resting.
+    pub fn blocks_in_use(&self, prefix: u8) -> RangeSet {
+        let addresses = self.leases.values().map(|lease| lease.ipv4).chain(self.resting.keys().copied());
+        addresses.filter_map(|address| Ipv4Net::new(address, prefix).ok()).map(|net| net.trunc()).collect()
+    }
+
+    fn find(&self, owned: &RangeSet, reserved: Ipv4Addr) -> Option<Ipv4Addr> {
+        let used: std::collections::BTreeSet<Ipv4Addr> =
+            self.leases.values().map(|lease| lease.ipv4).collect();
+        let from =
+            self.cursor.and_then(|cursor| u32::from(cursor).checked_add(1)).map_or(reserved, Ipv4Addr::from);
+        owned.addresses_from(from).find(|address| {
+            !odd(*address)
+                && *address != reserved
+                && !used.contains(address)
+                && !self.resting.contains_key(address)
+        })
+    }
+}
+
+/// The first address of `owned` that a node may have as its own.
+pub fn first_usable(owned: &RangeSet) -> Option<Ipv4Addr> {
+    owned.addresses_from(Ipv4Addr::UNSPECIFIED).find(|address| !odd(*address))
+}
+
+fn odd(address: Ipv4Addr) -> bool {
+    matches!(address.octets()[3], 0 | 255)
+}
+
+fn usable(owned: &RangeSet) -> u64 {
+    // Counted by the /24 pieces, not by the address: a range may have a million of them.
+    owned
+        .nets()
+        .iter()
+        .map(|net| {
+            let (first, last) = (u64::from(u32::from(net.network())), u64::from(u32::from(net.broadcast())));
+            let zeros = last / 256 + 1 - first.div_ceil(256);
+            let ends = (last + 1) / 256 - first / 256;
+            (last - first + 1).saturating_sub(zeros + ends)
+        })
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn request(n: u32) -> AttachRequest {
+        AttachRequest {
+            id: AttachmentId::new(format!("c{n}"), "eth0").unwrap(),
+            netns: "/run/netns/x".into(),
+            network: "mesh".into(),
+            pod: None,
+        }
+    }
+
+    fn owned(nets: &[&str]) -> RangeSet {
+        nets.iter().map(|net| net.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn every_address_is_given_once_and_then_there_is_none() {
+        let owned = owned(&["10.0.0.0/24"]);
+        let own = first_usable(&owned).unwrap();
+        let mut leases = Leases::default();
+        let mut seen = std::collections::BTreeSet::from([own]);
+        for n in 0..253 {
+            assert_eq!(leases.free(&owned, own), u64::from(253 - n));
+            assert!(seen.insert(leases.lease(&request(n), &owned, own, Time::ZERO).unwrap().ipv4));
+        }
+        assert_eq!(leases.lease(&request(999), &owned, own, Time::ZERO), Err(NoFreeAddress { total: 254 }));
+        assert!(seen.iter().all(|address| owned.contains(*address) && !odd(*address)));
+    }
+
+    #[test]
+    fn a_released_address_rests_before_it_is_used_again() {
+        let owned = owned(&["10.0.0.0/30"]);
+        let own = Ipv4Addr::new(10, 0, 0, 1);
+        let mut leases = Leases::default();
+        let first = leases.lease(&request(1), &owned, own, Time::ZERO).unwrap().ipv4;
+        leases.lease(&request(2), &owned, own, Time::ZERO).unwrap();
+        leases.release(&request(1).id, Time::ZERO).unwrap();
+        let soon = Time::ZERO + QUARANTINE / 2;
+        assert!(leases.lease(&request(3), &owned, own, soon).is_err());
+        let later = Time::ZERO + QUARANTINE;
+        assert_eq!(leases.lease(&request(3), &owned, own, later).unwrap().ipv4, first);
+    }
+
+    #[test]
+    fn asking_again_gives_the_same_address() {
+        let owned = owned(&["10.0.0.0/24"]);
+        let own = Ipv4Addr::new(10, 0, 0, 1);
+        let mut leases = Leases::default();
+        let first = leases.lease(&request(1), &owned, own, Time::ZERO).unwrap().ipv4;
+        assert_eq!(leases.lease(&request(1), &owned, own, Time::ZERO).unwrap().ipv4, first);
+        assert_eq!(leases.all().len(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn the_count_of_usable_addresses_is_that_of_counting_them(
+            nets in proptest::collection::vec((20u8..=32, any::<u16>()), 0..5)
+        ) {
+            let owned: RangeSet = nets
+                .into_iter()
+                .map(|(prefix, low)| Ipv4Net::new(Ipv4Addr::from(0x0a20_0000 | u32::from(low)), prefix).unwrap().trunc())
+                .collect();
+            let counted = owned.addresses_from(Ipv4Addr::UNSPECIFIED).filter(|a| !odd(*a)).count() as u64;
+            prop_assert_eq!(usable(&owned), counted);
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! What two nodes say to each other on a control session.
+//!
+//! Each frame of a session is one [`Message`] in postcard. The end that dialled speaks first:
+//!
+//! ```text
+//! between members             a node that joins by key          a node that joins by password
+//! D → A  Hello::Member        J → S  Hello::Joiner              J → S  Hello::Joiner
+//! D ← A  Hello::Member        J ← S  JoinOffer                  J ← S  JoinOffer
+//! then Summary, Digest,       J → S  JoinKey                    J → S  JoinPassword
+//! Push, Psk… in any order     J ← S  JoinKeyOk                  J ← S  JoinPasswordAnswer
+//!                             J → S  JoinAsk                    J → S  JoinPasswordFinish
+//!                             J ← S  Welcome                    J ← S  JoinPasswordOk, then JoinAsk, Welcome
+//!                             then as between members           then as between members
+//! ```
+//!
+//! Either end may send [`Message::Refuse`] at any point before it takes the other for a member; the session
+//! ends then, and both say why. Nothing of the cluster is said to an end that has not proved that it belongs
+//! to it, but that there is one.
+
+use mesh_keys::join::JoinProof;
+use mesh_keys::password::{PasswordFinalization, PasswordRequest, PasswordResponse};
+use mesh_keys::{ClusterId, PskCheck, Signed, SignedAdmission, WgPublic};
+use serde::{Deserialize, Serialize};
+
+use crate::view::{Delta, Digest, NodeRecord};
+
+/// Version of the protocol between nodes. Another version's frames are answered with [`RefusalCode::Version`].
+pub const PROTOCOL: u16 = 1;
+
+/// One frame of a control session.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Message {
+    /// Who speaks: the first message of the end that dialled, and a member's answer to a member.
+    Hello(Box<Hello>),
+    /// The session ends.
+    Refuse(Refusal),
+    /// There is a cluster here; these are the ways to join it.
+    JoinOffer {
+        /// By key file.
+        key: bool,
+        /// By password.
+        password: bool,
+    },
+    /// The joiner holds the key file.
+    JoinKey {
+        /// Bound to this session.
+        proof: JoinProof,
+    },
+    /// So does the sponsor.
+    JoinKeyOk {
+        /// Bound to this session.
+        proof: JoinProof,
+    },
+    /// First message of OPAQUE.
+    JoinPassword {
+        /// From the joiner.
+        request: PasswordRequest,
+    },
+    /// Second message of OPAQUE.
+    JoinPasswordAnswer {
+        /// From the sponsor.
+        response: Box<PasswordResponse>,
+    },
+    /// Third message of OPAQUE.
+    JoinPasswordFinish {
+        /// From the joiner.
+        finalization: PasswordFinalization,
+    },
+    /// The sponsor accepts the password.
+    JoinPasswordOk,
+    /// Both have proved themselves: the joiner asks to be let in.
+    JoinAsk,
+    /// The sponsor lets it in.
+    Welcome {
+        /// The genesis document.
+        genesis: Vec<u8>,
+        /// The sponsor's whole view, the joiner's admission and a first grant among it.
+        view: Delta,
+    },
+    /// Fingerprint of the sender's view: answered with [`Message::Digest`] when the receiver's differs.
+    Summary {
+        /// See [`crate::view::View::fingerprint`].
+        fingerprint: [u8; 32],
+    },
+    /// All names in the sender's view: answered with what the sender lacks.
+    Digest {
+        /// The names.
+        digest: Digest,
+        /// Whether the receiver should send its own in turn when it lacks something.
+        answer: bool,
+    },
+    /// Parts of the sender's view.
+    Push {
+        /// To be merged.
+        delta: Delta,
+    },
+    /// The sender has hardly any address left and asks for a range.
+    GrantAsk,
+    /// Do we hold the same pre-shared key? From the node with the lower id.
+    PskProbe {
+        /// The two tunnel keys it is for, the sender's first.
+        keys: (WgPublic, WgPublic),
+        /// The sender's proof of the key it holds, if any.
+        check: Option<PskCheck>,
+    },
+    /// The answer.
+    PskAnswer {
+        /// Whether the receiver of the probe holds the same.
+        same: bool,
+    },
+    /// Use the key of this session and epoch.
+    PskOffer {
+        /// The two tunnel keys it is for, the sender's first.
+        keys: (WgPublic, WgPublic),
+        /// Distinguishes the keys of one session.
+        epoch: u64,
+    },
+    /// The key is installed; the sender answers handshakes, and starts none yet.
+    PskStaged {
+        /// As in the offer.
+        epoch: u64,
+    },
+    /// The key is installed here too: traffic may flow.
+    PskCommit {
+        /// As in the offer.
+        epoch: u64,
+    },
+}
+
+/// Who speaks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Hello {
+    /// A node that is in no cluster and wants to join.
+    Joiner {
+        /// [`PROTOCOL`] of the sender.
+        protocol: u16,
+        /// Its label.
+        name: String,
+    },
+    /// A member.
+    Member {
+        /// [`PROTOCOL`] of the sender.
+        protocol: u16,
+        /// Its cluster.
+        cluster: ClusterId,
+        /// The admissions that show it to be a member, the founder's first.
+        chain: Vec<SignedAdmission>,
+        /// What it says of itself.
+        record: Box<Signed<NodeRecord>>,
+    },
+}
+
+/// Why a session ends before it began.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// For programs.
+    pub code: RefusalCode,
+    /// For people: one sentence, at most [`Refusal::MAX_REASON`] bytes.
+    pub reason: String,
+}
+
+impl Refusal {
+    /// Longest reason, in bytes; a longer one is cut when it is shown.
+    pub const MAX_REASON: usize = 300;
+
+    /// A refusal with its sentence.
+    pub fn new(code: RefusalCode, reason: impl Into<String>) -> Self {
+        Self { code, reason: reason.into() }
+    }
+
+    /// The reason, fit for a log line whoever wrote it.
+    pub fn printable_reason(&self) -> String {
+        self.reason.chars().filter(|c| !c.is_control()).take(Self::MAX_REASON).collect()
+    }
+}
+
+/// The kinds of refusals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RefusalCode {
+    /// The protocol versions do not fit.
+    Version,
+    /// The node that was dialled is in no cluster yet; try again.
+    NoCluster,
+    /// The two are members of different clusters.
+    OtherCluster,
+    /// The sender's admissions do not lead to the founder.
+    NotMember,
+    /// The join key is wrong.
+    WrongKey,
+    /// The password is wrong.
+    WrongPassword,
+    /// The sponsor has no secret of the kind that the joiner has.
+    WrongMethod,
+    /// The sponsor takes no more joins at the moment; try again.
+    Busy,
+    /// A message that does not belong there, or is malformed.
+    Protocol,
+}
+
+impl Message {
+    /// Reads one frame.
+    ///
+    /// # Errors
+    /// [`MalformedMessage`]; nothing of it may be used.
+    pub fn decode(frame: &[u8]) -> Result<Self, MalformedMessage> {
+        let (message, rest) = postcard::take_from_bytes(frame).map_err(MalformedMessage::Decode)?;
+        if rest.is_empty() { Ok(message) } else { Err(MalformedMessage::Trailing(rest.len())) }
+    }
+
+    /// Writes one frame.
+    pub fn encode(&self) -> Vec<u8> {
+        // Serialising to a growing buffer fails only for types that postcard cannot express; none is used here,
+        // and a test encodes every variant.
+        postcard::to_allocvec(self).unwrap_or_default()
+    }
+
+    /// Name of the variant, for log lines.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Hello(_) => "hello",
+            Self::Refuse(_) => "refusal",
+            Self::JoinOffer { .. } => "join offer",
+            Self::JoinKey { .. } | Self::JoinKeyOk { .. } => "key proof",
+            Self::JoinPassword { .. }
+            | Self::JoinPasswordAnswer { .. }
+            | Self::JoinPasswordFinish { .. }
+            | Self::JoinPasswordOk => "password proof",
+            Self::JoinAsk => "join request",
+            Self::Welcome { .. } => "welcome",
+            Self::Summary { .. } => "summary",
+            Self::Digest { .. } => "digest",
+            Self::Push { .. } => "push",
+            Self::GrantAsk => "request for addresses",
+            Self::PskProbe { .. }
+            | Self::PskAnswer { .. }
+            | Self::PskOffer { .. }
+            | Self::PskStaged { .. }
+            | Self::PskCommit { .. } => "pre-shared key agreement",
+        }
+    }
+}
+
+/// A frame that is no message.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MalformedMessage {
+    /// The decoder stopped.
+    #[error("cannot be decoded: {0}")]
+    Decode(postcard::Error),
+    /// There are bytes after the message.
+    #[error("{0} bytes after the end of the message")]
+    Trailing(usize),
+}

@@ -1,0 +1,553 @@
+//! Founding a cluster, joining one, and letting others join.
+//!
+//! # Who founds
+//!
+//! A node without seeds founds at once. With seeds, only the node whose own address stands first in the list
+//! may, and only when every other seed turns out to have no cluster: it asks them first, for at most
+//! [`ASK_SEEDS`]. A seed that has a cluster but refuses us stops it for good: better to wait and say so than to
+//! make a second cluster. All others wait, and say for what.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use mesh_keys::password::{PasswordClient, PasswordContext, PasswordError, PasswordServer};
+use mesh_keys::{Genesis, GenesisFields, JoinMode, JoinModes, SignedAdmission};
+use zeroize::Zeroizing;
+
+use super::dial::SeedOutcome;
+use super::sessions::Phase;
+use super::{JoinSecret, Node, Output, Pending, SessionId};
+use crate::message::{Hello, Message, PROTOCOL, RefusalCode};
+use crate::state::{self, StateFile};
+use crate::time::Time;
+use crate::view::{Delta, View};
+
+/// How long a node that may found a cluster waits for an answer of the other seeds.
+const ASK_SEEDS: Duration = Duration::from_secs(3);
+
+/// Failed proofs that a sponsor hears within [`TRIES_WINDOW`] before it makes everyone wait.
+const MAX_TRIES: usize = 60;
+
+/// See [`MAX_TRIES`].
+const TRIES_WINDOW: Duration = Duration::from_secs(60);
+
+/// Most blocks that a joining node gets at once.
+const FIRST_BLOCKS_MAX: u64 = 64;
+
+/// The way into a cluster.
+#[derive(Debug, Default)]
+pub(super) struct Join {
+    /// The session through which this node joins at present.
+    current: Option<SessionId>,
+    /// The cluster is being written to disk.
+    storing: bool,
+    /// Why the last try failed.
+    last_failure: Option<String>,
+    /// Times of failed proofs of others.
+    pub(super) tries: Vec<Time>,
+    serial: u64,
+}
+
+/// How far joining through a session has come.
+pub(super) enum Joining {
+    /// There is a cluster; our turn has not come.
+    Ready,
+    /// Our key proof is out.
+    KeySent,
+    /// Our first OPAQUE message is out.
+    PasswordSent(Box<PasswordClient>),
+    /// Our last OPAQUE message is out.
+    PasswordFinished,
+    /// Both ends have proved themselves; we asked to be let in.
+    Asked,
+}
+
+/// How far letting a node in has come.
+pub(super) enum Sponsoring {
+    /// The ways to join are told.
+    Offered,
+    /// Our OPAQUE answer is out.
+    Password(Box<PasswordServer>),
+    /// The node has proved itself.
+    Proven(JoinMode),
+    /// Its admission is being written to disk, or is on its way.
+    Welcomed,
+}
+
+impl Node {
+    pub(super) fn advance_join(&mut self) {
+        if self.view.is_some() || self.join.storing {
+            return;
+        }
+        if self.may_found() {
+            return self.found();
+        }
+        if self.join.current.is_none() {
+            let ready = self
+                .sessions
+                .iter()
+                .find(|(_, session)| matches!(session.phase, Phase::Joining(Joining::Ready)))
+                .map(|(id, _)| *id);
+            if let Some(session) = ready {
+                self.join.current = Some(session);
+                self.prove(session);
+            }
+        }
+    }
+
+    pub(super) fn join_deadline(&self) -> Option<Time> {
+        (self.view.is_none() && self.own_seed_is_first())
+            .then_some(self.started + ASK_SEEDS)
+            .filter(|at| *at > self.now)
+    }
+
+    /// What the node waits for, in a sentence.
+    pub(super) fn waiting_for(&self) -> String {
+        if self.join.storing {
+            return "the disk: the cluster is being written".to_owned();
+        }
+        if self.join.current.is_some() {
+            return "a member's answer: joining is under way".to_owned();
+        }
+        let mut parts: Vec<String> = self
+            .seed_outcomes()
+            .into_iter()
+            .map(|(address, outcome)| match outcome {
+                SeedOutcome::Unknown => format!("{address}: no answer yet"),
+                SeedOutcome::Absent(reason) => format!("{address}: {reason}"),
+                SeedOutcome::Refused(reason) => format!("{address} has a cluster, but: {reason}"),
+            })
+            .collect();
+        parts.extend(
+            self.config
+                .seeds
+                .iter()
+                .filter(|seed| seed.addresses.is_empty())
+                .map(|seed| format!("{}: name does not resolve", seed.text)),
+        );
+        if let Some(failure) = &self.join.last_failure {
+            parts.push(failure.clone());
+        }
+        let who = match self.config.seeds.first() {
+            Some(first) if !self.own_seed_is_first() => {
+                format!(
+                    "a member among the --join addresses; only {}, the first of them, may found a cluster",
+                    first.text
+                )
+            }
+            _ => "the other --join addresses to say that they have no cluster".to_owned(),
+        };
+        if parts.is_empty() { who } else { format!("{who} ({})", parts.join("; ")) }
+    }
+
+    fn own_seed_is_first(&self) -> bool {
+        self.config
+            .seeds
+            .first()
+            .is_some_and(|seed| seed.addresses.iter().any(|address| self.is_own(address)))
+    }
+
+    fn may_found(&self) -> bool {
+        if self.config.seeds.is_empty() {
+            return true;
+        }
+        if !self.own_seed_is_first() || self.join.current.is_some() {
+            return false;
+        }
+        let outcomes = self.seed_outcomes();
+        if outcomes.iter().any(|(_, outcome)| matches!(outcome, SeedOutcome::Refused(_)))
+            || self.sessions.values().any(|session| matches!(session.phase, Phase::Joining(_)))
+        {
+            return false;
+        }
+        let unresolved = self.config.seeds.iter().any(|seed| seed.addresses.is_empty());
+        let all_absent = outcomes.iter().all(|(_, outcome)| matches!(outcome, SeedOutcome::Absent(_)));
+        (all_absent && !unresolved) || self.now.since(self.started) >= ASK_SEEDS
+    }
+
+    fn found(&mut self) {
+        let modes = match self.config.secret {
+            JoinSecret::Key(_) => JoinModes::KEY_FILE,
+            JoinSecret::Password { .. } => JoinModes::PASSWORD,
+        };
+        let mut fields = GenesisFields::flat(&self.config.cluster_name, self.me, modes, &mut self.rng);
+        fields.ipv4_range = self.config.ipv4_range;
+        fields.block_prefix = self.config.block_prefix;
+        match Genesis::new(fields) {
+            Ok(genesis) => {
+                tracing::info!(cluster = %genesis.id().short(), name = genesis.name(), ipv4 = %genesis.ipv4_range(), ipv6 = %genesis.ipv6_range(), "founding a cluster");
+                self.store_membership(View::new(genesis), None);
+            }
+            Err(error) => {
+                // The configuration was checked at start: only a mistake of ours leads here.
+                tracing::error!(%error, "the genesis document cannot be made");
+                self.join.last_failure = Some(error.to_string());
+            }
+        }
+    }
+
+    fn store_membership(&mut self, view: View, sponsor: Option<SessionId>) {
+        self.join.storing = true;
+        let bytes = Zeroizing::new(state::encode_cluster(&view));
+        self.persist_bytes(
+            vec![(StateFile::Cluster, bytes)],
+            Pending::Member { view: Box::new(view), sponsor },
+        );
+    }
+
+    /// The cluster is on disk: this node belongs to it from now on.
+    pub(super) fn become_member(&mut self, view: View, sponsor: Option<SessionId>) {
+        tracing::info!(cluster = %view.cluster().short(), name = view.genesis().name(), members = view.records().count() + 1, "member of the cluster");
+        self.join.storing = false;
+        self.join.current = None;
+        self.view = Some(view);
+        self.assign_address();
+        self.refresh_record();
+        let others: Vec<SessionId> = self
+            .sessions
+            .iter()
+            .filter(|(id, session)| {
+                Some(**id) != sponsor && matches!(session.phase, Phase::Joining(_) | Phase::Greeting)
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for session in others {
+            self.close(session, "joined through another member");
+        }
+        self.dialer.reset_backoff();
+        let Some(session) = sponsor else { return };
+        let Some((record, view)) =
+            self.view.as_ref().and_then(|view| Some((view.signed_record(&self.id)?, view)))
+        else {
+            return;
+        };
+        let hello = Hello::Member {
+            protocol: PROTOCOL,
+            cluster: view.cluster(),
+            chain: view.admissions().chain(&self.me),
+            record: Box::new(record.clone()),
+        };
+        self.send(session, &Message::Hello(Box::new(hello)));
+        self.enter_membership(session);
+    }
+
+    pub(super) fn join_failed(&mut self, sponsor: Option<SessionId>, error: &str) {
+        self.join.storing = false;
+        self.join.current = None;
+        self.join.last_failure = Some(format!("the cluster could not be written to disk: {error}"));
+        if let Some(session) = sponsor {
+            self.close(session, "the cluster could not be written to disk");
+        }
+    }
+
+    /// A session through which this node wanted to join is gone.
+    pub(super) fn join_session_gone(
+        &mut self,
+        session: SessionId,
+        dialled: Option<SocketAddr>,
+        reason: &str,
+    ) {
+        if self.join.current == Some(session) && !self.join.storing {
+            self.join.current = None;
+            if let Some(target) = dialled {
+                self.join.last_failure = Some(format!("{target}: {reason}"));
+            }
+        }
+    }
+
+    pub(super) fn join_refused(&mut self, session: SessionId, code: RefusalCode, reason: &str) {
+        let Some(entry) = self.sessions.get(&session) else { return };
+        if matches!(entry.phase, Phase::Sponsoring(_)) && code == RefusalCode::WrongPassword {
+            tracing::warn!(remote = %entry.remote, node = %entry.peer.node_id().short(), "a node tried to join with a wrong password");
+            self.join.tries.push(self.now);
+        }
+        if self.join.current == Some(session) {
+            self.join.last_failure = Some(format!("{}: {reason}", entry.remote));
+        }
+    }
+
+    // The joining end.
+
+    pub(super) fn on_join_offer(&mut self, session: SessionId, key: bool, password: bool) {
+        if self.view.is_some() || self.sessions.get(&session).is_none_or(|entry| entry.dialled.is_none()) {
+            return self.refuse(session, RefusalCode::Protocol, "a join offer does not belong here");
+        }
+        let (fits, ours, theirs) = match &self.config.secret {
+            JoinSecret::Key(_) => (key, "a key file", "a password"),
+            JoinSecret::Password { .. } => (password, "a password", "a key file"),
+        };
+        if !fits {
+            let reason = format!("this node has {ours}, but the member admits by {theirs}");
+            tracing::warn!("{reason}");
+            return self.refuse(session, RefusalCode::WrongMethod, &reason);
+        }
+        self.set_phase(session, Phase::Joining(Joining::Ready));
+    }
+
+    fn prove(&mut self, session: SessionId) {
+        let Some(entry) = self.sessions.get(&session) else { return };
+        let (binding, sponsor) = (entry.secrets.join_binding, entry.peer);
+        let (message, phase) = match &self.config.secret {
+            JoinSecret::Key(key) => {
+                (Message::JoinKey { proof: key.client_proof(&binding, &self.me, &sponsor) }, Joining::KeySent)
+            }
+            JoinSecret::Password { password, .. } => match PasswordClient::start(password, &mut self.rng) {
+                Ok((client, request)) => {
+                    (Message::JoinPassword { request }, Joining::PasswordSent(Box::new(client)))
+                }
+                Err(error) => return self.refuse(session, RefusalCode::Protocol, &error.to_string()),
+            },
+        };
+        self.set_phase(session, Phase::Joining(phase));
+        self.send(session, &message);
+    }
+
+    pub(super) fn on_joining(&mut self, session: SessionId, message: Message) {
+        let Some(entry) = self.sessions.get_mut(&session) else { return };
+        let (binding, sponsor, remote) = (entry.secrets.join_binding, entry.peer, entry.remote);
+        let Phase::Joining(joining) = &mut entry.phase else { return };
+        match (std::mem::replace(joining, Joining::Asked), message) {
+            (Joining::KeySent, Message::JoinKeyOk { proof }) => {
+                let JoinSecret::Key(key) = &self.config.secret else { return };
+                match key.verify_server_proof(&binding, &self.me, &sponsor, &proof) {
+                    Ok(()) => self.ask(session),
+                    Err(error) => {
+                        tracing::warn!(%remote, "cannot join through {remote}: {error}");
+                        self.refuse(session, RefusalCode::WrongKey, &error.to_string());
+                    }
+                }
+            }
+            (Joining::PasswordSent(client), Message::JoinPasswordAnswer { response }) => {
+                let context = PasswordContext { binding: &binding, joiner: &self.me, sponsor: &sponsor };
+                match client.finish(&response, &context, &mut self.rng) {
+                    Ok((finalization, _)) => {
+                        self.set_phase(session, Phase::Joining(Joining::PasswordFinished));
+                        self.send(session, &Message::JoinPasswordFinish { finalization });
+                    }
+                    Err(error) => {
+                        tracing::warn!(%remote, "cannot join through {remote}: {error}");
+                        self.refuse(session, password_code(&error), &error.to_string());
+                    }
+                }
+            }
+            (Joining::PasswordFinished, Message::JoinPasswordOk) => self.ask(session),
+            (Joining::Asked, Message::Welcome { genesis, view }) => self.on_welcome(session, &genesis, &view),
+            (_, message) => {
+                let reason = format!("a {} does not belong here", message.kind());
+                self.refuse(session, RefusalCode::Protocol, &reason);
+            }
+        }
+    }
+
+    fn ask(&mut self, session: SessionId) {
+        self.set_phase(session, Phase::Joining(Joining::Asked));
+        // The member has proved itself; its welcome may be long.
+        self.emit(Output::Trust { session });
+        self.send(session, &Message::JoinAsk);
+    }
+
+    fn on_welcome(&mut self, session: SessionId, genesis: &[u8], delta: &Delta) {
+        if self.join.storing || self.view.is_some() {
+            return self.close(session, "joined already");
+        }
+        let genesis = match Genesis::decode(genesis) {
+            Ok(genesis) => genesis,
+            Err(error) => {
+                return self.refuse(
+                    session,
+                    RefusalCode::Protocol,
+                    &format!("its genesis document: {error}"),
+                );
+            }
+        };
+        let mut view = View::new(genesis);
+        let refused = view.merge(delta).refused;
+        if !view.admissions().contains(&self.me) {
+            let why = refused.into_iter().next().unwrap_or_default();
+            return self.refuse(
+                session,
+                RefusalCode::Protocol,
+                &format!("its welcome does not admit this node ({why})"),
+            );
+        }
+        self.store_membership(view, Some(session));
+    }
+
+    // The admitting end.
+
+    pub(super) fn start_sponsoring(&mut self, session: SessionId, name: &str) {
+        let now = self.now;
+        self.join.tries.retain(|at| now.since(*at) < TRIES_WINDOW);
+        if self.join.tries.len() >= MAX_TRIES {
+            return self.refuse(
+                session,
+                RefusalCode::Busy,
+                "too many failed tries to join; try again in a minute",
+            );
+        }
+        if self.outdated {
+            return self.refuse(
+                session,
+                RefusalCode::Busy,
+                "this member's state is older than what it said before; it admits nobody",
+            );
+        }
+        let name: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
+        if let Some(entry) = self.sessions.get(&session) {
+            tracing::debug!(remote = %entry.remote, node = %entry.peer.node_id().short(), name, "a node wants to join");
+        }
+        self.set_phase(session, Phase::Sponsoring(Sponsoring::Offered));
+        let key = matches!(self.config.secret, JoinSecret::Key(_));
+        self.send(session, &Message::JoinOffer { key, password: !key });
+    }
+
+    pub(super) fn on_sponsoring(&mut self, session: SessionId, message: Message) {
+        let Some(entry) = self.sessions.get_mut(&session) else { return };
+        let (binding, joiner, remote) = (entry.secrets.join_binding, entry.peer, entry.remote);
+        let Phase::Sponsoring(sponsoring) = &mut entry.phase else { return };
+        match (std::mem::replace(sponsoring, Sponsoring::Welcomed), message) {
+            (Sponsoring::Offered, Message::JoinKey { proof }) => {
+                let JoinSecret::Key(key) = &self.config.secret else {
+                    return self.refuse(
+                        session,
+                        RefusalCode::WrongMethod,
+                        "this member admits by password, not by key file",
+                    );
+                };
+                match key.verify_client_proof(&binding, &joiner, &self.me, &proof) {
+                    Ok(()) => {
+                        let proof = key.server_proof(&binding, &joiner, &self.me);
+                        self.set_phase(session, Phase::Sponsoring(Sponsoring::Proven(JoinMode::KeyFile)));
+                        self.send(session, &Message::JoinKeyOk { proof });
+                    }
+                    Err(_) => {
+                        self.join.tries.push(self.now);
+                        tracing::warn!(%remote, node = %joiner.node_id().short(), "a node tried to join with a wrong key");
+                        self.refuse(
+                            session,
+                            RefusalCode::WrongKey,
+                            "the join key is wrong: start the node with the key file of this cluster",
+                        );
+                    }
+                }
+            }
+            (Sponsoring::Offered, Message::JoinPassword { request }) => {
+                let JoinSecret::Password { record, .. } = &self.config.secret else {
+                    return self.refuse(
+                        session,
+                        RefusalCode::WrongMethod,
+                        "this member admits by key file, not by password",
+                    );
+                };
+                let context = PasswordContext { binding: &binding, joiner: &joiner, sponsor: &self.me };
+                match PasswordServer::respond(record, &request, &context, &mut self.rng) {
+                    Ok((server, response)) => {
+                        self.set_phase(session, Phase::Sponsoring(Sponsoring::Password(Box::new(server))));
+                        self.send(session, &Message::JoinPasswordAnswer { response: Box::new(response) });
+                    }
+                    Err(error) => self.refuse(session, password_code(&error), &error.to_string()),
+                }
+            }
+            (Sponsoring::Password(server), Message::JoinPasswordFinish { finalization }) => {
+                let context = PasswordContext { binding: &binding, joiner: &joiner, sponsor: &self.me };
+                match server.finish(&finalization, &context) {
+                    Ok(_) => {
+                        self.set_phase(session, Phase::Sponsoring(Sponsoring::Proven(JoinMode::Password)));
+                        self.send(session, &Message::JoinPasswordOk);
+                    }
+                    Err(error) => {
+                        self.join.tries.push(self.now);
+                        tracing::warn!(%remote, node = %joiner.node_id().short(), "a node tried to join with a wrong password");
+                        self.refuse(session, password_code(&error), &error.to_string());
+                    }
+                }
+            }
+            (Sponsoring::Proven(mode), Message::JoinAsk) => self.admit(session, mode),
+            (Sponsoring::Welcomed, Message::Hello(hello)) => {
+                let Hello::Member { chain, record, .. } = *hello else {
+                    return self.refuse(session, RefusalCode::Protocol, "it was let in, and asks to join");
+                };
+                let Some(view) = &mut self.view else { return };
+                let merged =
+                    view.merge(&Delta { admissions: chain, grants: Vec::new(), records: vec![*record] });
+                if view.record(&joiner.node_id()).is_none() {
+                    let why = merged.refused.into_iter().next().unwrap_or_default();
+                    return self.refuse(
+                        session,
+                        RefusalCode::NotMember,
+                        &format!("its record is refused ({why})"),
+                    );
+                }
+                self.learned(&merged.new, Some(session));
+                self.enter_membership(session);
+            }
+            (_, message) => {
+                let reason = format!("a {} does not belong here", message.kind());
+                self.refuse(session, RefusalCode::Protocol, &reason);
+            }
+        }
+    }
+
+    /// Lets the node in: an admission and, when it owns nothing yet, a first range. Both are durable here before
+    /// it hears of them.
+    fn admit(&mut self, session: SessionId, mode: JoinMode) {
+        let Some(joiner) = self.sessions.get(&session).map(|entry| entry.peer) else { return };
+        self.join.serial += 1;
+        let serial = self.stored.generation << 32 | self.join.serial;
+        let cluster = match &self.view {
+            Some(view) => view.cluster(),
+            None => return,
+        };
+        let mut delta = Delta::default();
+        match SignedAdmission::issue(cluster, joiner, &self.identity, mode, serial) {
+            Ok(admission) => delta.admissions.push(admission),
+            Err(error) => return self.refuse(session, RefusalCode::Protocol, &error.to_string()),
+        }
+        delta.grants.extend(self.first_range(&joiner));
+        let Some(view) = &mut self.view else { return };
+        let merged = view.merge(&delta);
+        if !view.admissions().contains(&joiner) {
+            let why = merged.refused.into_iter().next().unwrap_or_default();
+            return self.refuse(session, RefusalCode::Busy, &format!("it cannot be admitted: {why}"));
+        }
+        tracing::info!(node = %joiner.node_id().short(), by = %mode, range = ?delta.grants.first().and_then(|grant| grant.decode().ok()).map(|grant| format!("{}/{}", grant.network, grant.prefix)), "admitted");
+        self.persist(&[StateFile::Cluster], Pending::Welcome { session, delta: Box::new(delta) });
+    }
+
+    fn first_range(&self, joiner: &mesh_keys::IdentityKey) -> Option<mesh_keys::Signed<crate::view::Grant>> {
+        let view = self.view.as_ref()?;
+        if !view.grants().owned_by(joiner).is_empty() {
+            return None;
+        }
+        let block = 1u64 << (32 - view.genesis().block_prefix());
+        let spare = self.spare_addresses();
+        let blocks = (spare.len() / block / 16).clamp(1, FIRST_BLOCKS_MAX);
+        view.grants().grant(&self.identity, *joiner, u32::try_from(blocks).ok()?, &self.kept_addresses())
+    }
+
+    /// The admission is on disk: the joiner may have it, and everyone else.
+    pub(super) fn welcome(&mut self, session: SessionId, delta: Delta) {
+        let Some(view) = &self.view else { return };
+        let message = Message::Welcome { genesis: view.genesis().encode(), view: view.to_delta() };
+        self.set_phase(session, Phase::Sponsoring(Sponsoring::Welcomed));
+        self.emit(Output::Trust { session });
+        self.send(session, &message);
+        self.broadcast(&delta, Some(session));
+    }
+
+    fn set_phase(&mut self, session: SessionId, phase: Phase) {
+        if let Some(entry) = self.sessions.get_mut(&session)
+            && !matches!(entry.phase, Phase::Closing)
+        {
+            entry.phase = phase;
+        }
+    }
+}
+
+fn password_code(error: &PasswordError) -> RefusalCode {
+    if matches!(error, PasswordError::WrongPassword) {
+        RefusalCode::WrongPassword
+    } else {
+        RefusalCode::Protocol
+    }
+}

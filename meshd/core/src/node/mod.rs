@@ -1,0 +1,604 @@
+//! The node: the state machine that decides everything.
+//!
+//! # Contract
+//!
+//! The caller owns time, sockets, disk and kernel. It feeds one [`Input`] at a time to [`Node::handle`], each
+//! with the current [`Time`] (never earlier than before), and then takes outputs from [`Node::poll_output`] until
+//! it returns [`Output::Timeout`]: the moment at which [`Input::Tick`] is due if nothing else happens first.
+//! Outputs are carried out in the order given; in particular everything after an [`Output::Persist`] may rely on
+//! the files being durable, unless the caller reports [`Input::PersistFailed`].
+//!
+//! The same seed and the same inputs give the same outputs, byte for byte.
+
+mod attach;
+mod desired;
+mod dial;
+mod gossip;
+mod join;
+mod psk;
+mod sessions;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use mesh_keys::join::JoinKey;
+use mesh_keys::password::{Password, PasswordRecord};
+use mesh_keys::{Identity, IdentityKey, NodeId, SessionSecrets, WgPublic};
+use rand_chacha::ChaCha20Rng;
+use rand_core::{RngCore, SeedableRng};
+use zeroize::Zeroizing;
+
+use crate::api::{ApiError, AttachRequest, Attachment, AttachmentId, GcReport, GcRequest, Status};
+use crate::host::HostState;
+use crate::leases::Leases;
+use crate::state::{self, StateFile, Stored, StoredNode};
+use crate::time::Time;
+use crate::view::View;
+
+/// What the operator decided.
+#[derive(Debug)]
+pub struct Config {
+    /// Label of the node.
+    pub name: String,
+    /// Name of the cluster, if this node founds it.
+    pub cluster_name: String,
+    /// IPv4 range of the cluster, if this node founds it.
+    pub ipv4_range: Ipv4Net,
+    /// Length of the prefix of a block, if this node founds the cluster.
+    pub block_prefix: u8,
+    /// What lets this node in, and what it asks of others.
+    pub secret: JoinSecret,
+    /// Where to find members; empty on a node that may found a cluster by itself.
+    pub seeds: Vec<Seed>,
+    /// Addresses to tell others instead of those of the host's devices.
+    pub advertise: Vec<IpAddr>,
+    /// TCP port for control sessions.
+    pub control_port: u16,
+    /// The tunnel devices: number, name, UDP port and public key.
+    pub lanes: Vec<LaneConfig>,
+    /// MTU inside the tunnels in bytes; derived from the underlay when absent.
+    pub mtu: Option<u32>,
+    /// Version of the daemon.
+    pub software: String,
+    /// Identifies the boot of the host.
+    pub boot: String,
+    /// Who carries the tunnels, and why; for the status.
+    pub backend: (crate::api::Backend, String),
+}
+
+/// A tunnel device of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaneConfig {
+    /// Number of the lane.
+    pub index: u8,
+    /// Name of the device.
+    pub device: String,
+    /// UDP port.
+    pub port: u16,
+    /// Its public key.
+    pub key: WgPublic,
+}
+
+/// An address from the list of the operator, and what it stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seed {
+    /// As the operator wrote it.
+    pub text: String,
+    /// What it resolves to at present.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// What admits nodes to the cluster.
+pub enum JoinSecret {
+    /// A key file.
+    Key(JoinKey),
+    /// A password, and the record by which this node checks others'.
+    Password {
+        /// For joining.
+        password: Password,
+        /// For admitting.
+        record: Box<PasswordRecord>,
+    },
+}
+
+impl std::fmt::Debug for JoinSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Key(_) => f.write_str("JoinSecret::Key(redacted)"),
+            Self::Password { .. } => f.write_str("JoinSecret::Password(redacted)"),
+        }
+    }
+}
+
+/// What the host is like at present.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostFacts {
+    /// Addresses of the host's devices that others might reach, ours left out.
+    pub addresses: Vec<IpAddr>,
+    /// Smallest MTU of the devices with those addresses, in bytes.
+    pub underlay_mtu: Option<u32>,
+    /// Whether frames between bridge ports go through iptables (`bridge-nf-call-*`, either family).
+    pub bridge_netfilter: bool,
+    /// Devices that take IPv6 configuration from router advertisements, and would stop when forwarding is on.
+    pub router_advertisements: Vec<String>,
+}
+
+/// What WireGuard tells of a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TunnelFacts {
+    /// Where its packets go.
+    pub endpoint: Option<SocketAddr>,
+    /// Time since the last handshake.
+    pub handshake_age: Option<Duration>,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+}
+
+/// Names a control session; never used twice by one process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// Names a request of the control API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+/// Names a write to disk whose success the node waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// What happened.
+#[derive(Debug)]
+pub enum Input {
+    /// The time of the last [`Output::Timeout`] has come.
+    Tick,
+    /// The host is different from what it was.
+    Host(HostFacts),
+    /// The seeds resolve to other addresses.
+    Seeds(Vec<Seed>),
+    /// A control session is set up: both ends have proved their identity keys.
+    SessionOpened {
+        /// Its name.
+        session: SessionId,
+        /// The other end.
+        peer: IdentityKey,
+        /// Where it was dialled; absent when the other end dialled.
+        dialled: Option<SocketAddr>,
+        /// Address of the other end.
+        remote: SocketAddr,
+        /// Bound to the session.
+        secrets: SessionSecrets,
+    },
+    /// A frame came in.
+    SessionFrame {
+        /// On which session.
+        session: SessionId,
+        /// The frame.
+        frame: Vec<u8>,
+    },
+    /// A session ended, whoever ended it.
+    SessionClosed {
+        /// Which.
+        session: SessionId,
+        /// Why.
+        reason: String,
+    },
+    /// Nobody answered at an address, or not as a node does.
+    DialFailed {
+        /// The address.
+        target: SocketAddr,
+        /// Why.
+        reason: String,
+    },
+    /// The files of an [`Output::Persist`] are durable.
+    Persisted(Ticket),
+    /// They are not; the old ones are intact.
+    PersistFailed(Ticket, String),
+    /// The kernel is as [`Output::Desired`] of that revision wants it, but for the problems.
+    Applied {
+        /// The revision.
+        revision: u64,
+        /// What could not be done.
+        problems: Vec<Problem>,
+    },
+    /// What WireGuard tells, of all peers.
+    Tunnels(BTreeMap<WgPublic, TunnelFacts>),
+    /// A request of the control API.
+    Request(RequestId, Request),
+    /// Attachments that were deleted while the daemon was away.
+    Tombstones(Vec<AttachmentId>),
+}
+
+/// Something in the kernel is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The device it is about; the guard and sysctls have names of their own.
+    pub object: String,
+    /// A sentence.
+    pub text: String,
+}
+
+/// The object of a [`Problem`] with the guard ruleset.
+pub const GUARD_OBJECT: &str = "nftables";
+
+/// A request of the control API.
+#[derive(Debug)]
+pub enum Request {
+    /// `GET /v1/status`
+    Status,
+    /// `GET /v1/ready`
+    Ready,
+    /// `POST /v1/attachments`
+    Attach(AttachRequest),
+    /// `POST /v1/attachments/{container}/{ifname}/activate`
+    Activate(AttachmentId),
+    /// `GET /v1/attachments/{container}/{ifname}`
+    Get(AttachmentId),
+    /// `GET /v1/attachments`
+    List,
+    /// `DELETE /v1/attachments/{container}/{ifname}`
+    Detach(AttachmentId),
+    /// `POST /v1/attachments/gc`
+    Gc(GcRequest),
+}
+
+/// The answer to a [`Request`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Response {
+    /// Done; there is nothing to tell.
+    Done,
+    /// To a status request.
+    Status(Box<Status>),
+    /// To attach, activate and get.
+    Attachment(Box<Attachment>),
+    /// To list.
+    Attachments(Vec<Attachment>),
+    /// To a garbage collection.
+    Gc(GcReport),
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Output {
+    /// Open a control session, and report [`Input::SessionOpened`] or [`Input::DialFailed`].
+    Dial {
+        /// Where to.
+        target: SocketAddr,
+    },
+    /// Send a frame.
+    Send {
+        /// On which session.
+        session: SessionId,
+        /// The frame.
+        frame: Vec<u8>,
+    },
+    /// The other end is a member: longer frames may come.
+    Trust {
+        /// Which session.
+        session: SessionId,
+    },
+    /// End a session once all that was sent is out. [`Input::SessionClosed`] follows.
+    Close {
+        /// Which.
+        session: SessionId,
+        /// Why, for the log.
+        reason: String,
+    },
+    /// Replace files, durably, each as a whole; then report [`Input::Persisted`] or [`Input::PersistFailed`].
+    Persist {
+        /// Its name.
+        ticket: Ticket,
+        /// The files. Some hold secrets: mode 0600.
+        files: Vec<(StateFile, Zeroizing<Vec<u8>>)>,
+    },
+    /// Make the kernel so; report [`Input::Applied`], also when nothing had to be done.
+    Desired {
+        /// Counts the states.
+        revision: u64,
+        /// The state.
+        state: Arc<HostState>,
+    },
+    /// Answer a request.
+    Reply(RequestId, Result<Response, ApiError>),
+    /// All is done. Come back at this moment at the latest.
+    Timeout(Time),
+}
+
+/// A node of the mesh.
+pub struct Node {
+    config: Config,
+    identity: Identity,
+    me: IdentityKey,
+    id: NodeId,
+    rng: ChaCha20Rng,
+    started: Time,
+    now: Time,
+    /// `None` until the shell has looked; nothing is done to the kernel before.
+    host: Option<HostFacts>,
+
+    /// The cluster, once this node is a member and that is durable.
+    view: Option<View>,
+    stored: StoredNode,
+    version: u64,
+    leases: Leases,
+    /// The disk or a copy of it was put back: others have heard later things from this node.
+    outdated: bool,
+
+    sessions: BTreeMap<SessionId, sessions::Session>,
+    dialer: dial::Dialer,
+    join: join::Join,
+    pairs: BTreeMap<NodeId, psk::Pair>,
+    tunnels: BTreeMap<WgPublic, TunnelFacts>,
+    gossip: gossip::Gossip,
+    addresses_asked: Option<Time>,
+
+    /// Writes in flight and what follows them.
+    pending: BTreeMap<Ticket, Pending>,
+    tickets: u64,
+    /// What has changed since it was last written.
+    dirty: BTreeSet<StateFile>,
+    next_flush: Time,
+    desired: Arc<HostState>,
+    revision: u64,
+    applied: u64,
+    problems: Vec<Problem>,
+    /// Activations that wait for a revision.
+    activating: Vec<(RequestId, AttachmentId, u64)>,
+    outputs: VecDeque<Output>,
+    next: Time,
+}
+
+/// What follows once files are durable, or cannot be made so.
+enum Pending {
+    /// Nothing waits for it.
+    Nothing,
+    /// The cluster this node founded or joined is on disk.
+    Member { view: Box<View>, sponsor: Option<SessionId> },
+    /// A joiner's admission and first range are on disk.
+    Welcome { session: SessionId, delta: Box<crate::view::Delta> },
+    /// A range granted to a member is on disk.
+    Granted { delta: Box<crate::view::Delta> },
+    /// A lease is on disk.
+    Leased { request: RequestId, id: AttachmentId },
+    /// An attachment is noted as active on disk.
+    Activated { request: RequestId, id: AttachmentId },
+    /// Leases were released.
+    Released { request: Option<RequestId>, leases: Vec<(AttachmentId, crate::leases::Lease)>, gc: bool },
+}
+
+impl Node {
+    /// A node as it was when it last wrote its state. `stored.node.generation` is of this start already, and
+    /// durable. `seed` is random.
+    pub fn new(config: Config, identity: Identity, stored: Stored, seed: [u8; 32], now: Time) -> Self {
+        let me = identity.public();
+        let leases = if stored.leases.boot == config.boot {
+            Leases::restore(stored.leases.leases.into_iter().collect())
+        } else {
+            Leases::default()
+        };
+        let mut node = Self {
+            id: me.node_id(),
+            me,
+            identity,
+            rng: ChaCha20Rng::from_seed(seed),
+            started: now,
+            now,
+            host: None,
+            view: stored.view,
+            stored: stored.node,
+            version: 0,
+            leases,
+            outdated: false,
+            sessions: BTreeMap::new(),
+            dialer: dial::Dialer::default(),
+            join: join::Join::default(),
+            pairs: stored.keys.into_iter().map(|(id, key)| (id, psk::Pair::restore(key))).collect(),
+            tunnels: BTreeMap::new(),
+            gossip: gossip::Gossip::default(),
+            addresses_asked: None,
+            pending: BTreeMap::new(),
+            tickets: 0,
+            dirty: BTreeSet::new(),
+            next_flush: now,
+            desired: Arc::new(HostState::default()),
+            revision: 0,
+            applied: 0,
+            problems: Vec::new(),
+            activating: Vec::new(),
+            outputs: VecDeque::new(),
+            next: now,
+            config,
+        };
+        node.refresh_record();
+        node
+    }
+
+    /// Takes one input.
+    pub fn handle(&mut self, input: Input, now: Time) {
+        self.now = now.max(self.now);
+        match input {
+            Input::Tick => {}
+            Input::Host(facts) => {
+                if self.host.as_ref() != Some(&facts) {
+                    self.host = Some(facts);
+                    self.dialer.reset_backoff();
+                    self.refresh_record();
+                }
+            }
+            Input::Seeds(seeds) => self.config.seeds = seeds,
+            Input::SessionOpened { session, peer, dialled, remote, secrets } => {
+                self.on_session_opened(session, peer, dialled, remote, secrets);
+            }
+            Input::SessionFrame { session, frame } => self.on_frame(session, &frame),
+            Input::SessionClosed { session, reason } => self.on_session_closed(session, &reason),
+            Input::DialFailed { target, reason } => self.on_dial_failed(target, reason),
+            Input::Persisted(ticket) => self.on_persisted(ticket),
+            Input::PersistFailed(ticket, error) => self.on_persist_failed(ticket, &error),
+            Input::Applied { revision, problems } => self.on_applied(revision, problems),
+            Input::Tunnels(tunnels) => self.tunnels = tunnels,
+            Input::Request(id, request) => self.on_request(id, request),
+            Input::Tombstones(ids) => self.on_tombstones(&ids),
+        }
+        self.advance();
+    }
+
+    /// Takes one output; [`Output::Timeout`] when there is nothing else.
+    #[must_use]
+    pub fn poll_output(&mut self) -> Output {
+        self.outputs.pop_front().unwrap_or(Output::Timeout(self.next))
+    }
+
+    /// Whether an attach could be served now.
+    pub fn is_ready(&self) -> bool {
+        self.readiness().is_ok()
+    }
+
+    /// The node's id.
+    pub fn id(&self) -> NodeId {
+        self.id
+    }
+
+    /// The node's copy of what all members agree on.
+    pub fn view(&self) -> Option<&View> {
+        self.view.as_ref()
+    }
+
+    /// All that is due by itself.
+    fn advance(&mut self) {
+        self.sweep_sessions();
+        self.advance_join();
+        self.advance_dialer();
+        self.advance_gossip();
+        self.advance_addresses();
+        self.advance_pairs();
+        self.recompute_desired();
+        self.flush();
+        self.next = self.next_deadline();
+    }
+
+    fn next_deadline(&self) -> Time {
+        let deadlines = [
+            self.session_deadline(),
+            self.join_deadline(),
+            self.dial_deadline(),
+            self.gossip_deadline(),
+            self.pair_deadline(),
+            self.addresses_deadline(),
+            self.flush_deadline(),
+        ];
+        let next = deadlines.into_iter().flatten().min().unwrap_or(self.now + IDLE_TICK);
+        // A deadline in the past would spin: something due was just done, or waits for an input.
+        next.max(self.now + MIN_TICK)
+    }
+
+    fn emit(&mut self, output: Output) {
+        self.outputs.push_back(output);
+    }
+
+    /// Has files written and remembers what follows.
+    fn persist(&mut self, files: &[StateFile], then: Pending) {
+        let contents = files
+            .iter()
+            .filter_map(|file| {
+                self.dirty.remove(file);
+                self.encode(*file).map(|bytes| (*file, Zeroizing::new(bytes)))
+            })
+            .collect();
+        self.persist_bytes(contents, then);
+    }
+
+    fn persist_bytes(&mut self, files: Vec<(StateFile, Zeroizing<Vec<u8>>)>, then: Pending) {
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets);
+        self.pending.insert(ticket, then);
+        self.emit(Output::Persist { ticket, files });
+    }
+
+    fn encode(&self, file: StateFile) -> Option<Vec<u8>> {
+        match file {
+            StateFile::Cluster => self.view.as_ref().map(state::encode_cluster),
+            StateFile::Node => Some(state::encode_node(&self.stored)),
+            StateFile::Leases => Some(state::encode_leases(&self.config.boot, self.leases.all())),
+            StateFile::Keys => Some(state::encode_keys(
+                &self.pairs.iter().filter_map(|(id, pair)| Some((*id, pair.stored()?))).collect(),
+            )),
+        }
+    }
+
+    /// Writes what has changed and nobody waits for, several changes at once.
+    fn flush(&mut self) {
+        if !self.dirty.is_empty() && self.now >= self.next_flush {
+            self.next_flush = self.now + FLUSH_EVERY;
+            let files: Vec<_> = self.dirty.iter().copied().collect();
+            self.persist(&files, Pending::Nothing);
+        }
+    }
+
+    fn flush_deadline(&self) -> Option<Time> {
+        (!self.dirty.is_empty()).then_some(self.next_flush)
+    }
+
+    fn retry_flush_later(&mut self) {
+        self.next_flush = self.now + FLUSH_RETRY;
+    }
+
+    fn on_persisted(&mut self, ticket: Ticket) {
+        match self.pending.remove(&ticket) {
+            None | Some(Pending::Nothing) => {}
+            Some(Pending::Member { view, sponsor }) => self.become_member(*view, sponsor),
+            Some(Pending::Welcome { session, delta }) => self.welcome(session, *delta),
+            Some(Pending::Granted { delta }) => self.broadcast(&delta, None),
+            Some(Pending::Leased { request, id }) => self.leased(request, &id),
+            Some(Pending::Activated { request, id }) => self.activated(request, id),
+            Some(Pending::Released { request, leases, gc }) => self.released(request, leases, gc),
+        }
+    }
+
+    fn on_persist_failed(&mut self, ticket: Ticket, error: &str) {
+        tracing::error!(error, "state could not be written; what depended on it is not done");
+        match self.pending.remove(&ticket) {
+            None => {}
+            // Tried again with the next change, at the latest when the node says something new of itself.
+            Some(Pending::Nothing | Pending::Granted { .. }) => {
+                self.dirty.insert(StateFile::Cluster);
+                self.dirty.insert(StateFile::Keys);
+                self.dirty.insert(StateFile::Node);
+                self.retry_flush_later();
+            }
+            Some(Pending::Member { sponsor, .. }) => self.join_failed(sponsor, error),
+            Some(Pending::Welcome { session, .. }) => {
+                self.dirty.insert(StateFile::Cluster);
+                self.retry_flush_later();
+                self.refuse(session, crate::message::RefusalCode::Busy, "the sponsor cannot write its state");
+            }
+            Some(Pending::Leased { request, id }) => self.lease_failed(request, &id, error),
+            Some(Pending::Activated { request, id }) => self.activation_failed(request, &id, error),
+            Some(Pending::Released { request, leases, .. }) => self.release_failed(request, leases, error),
+        }
+    }
+
+    /// A random part of up to a quarter, so that nodes do not act in step.
+    fn jitter(&mut self, span: Duration) -> Duration {
+        let share = u32::from(self.rng.next_u32() as u16);
+        span + span * share / (4 * 65_536)
+    }
+}
+
+/// How long the node may sleep when it expects nothing.
+const IDLE_TICK: Duration = Duration::from_secs(30);
+
+/// Pause between two writes of what nobody waits for.
+const FLUSH_EVERY: Duration = Duration::from_millis(200);
+
+/// Pause after a write that failed.
+const FLUSH_RETRY: Duration = Duration::from_secs(5);
+
+/// Shortest sleep: bounds the rate at which a mistake in a deadline could make the loop spin.
+const MIN_TICK: Duration = Duration::from_millis(10);

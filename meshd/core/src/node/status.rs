@@ -1,0 +1,129 @@
+//! The node's account of itself, for `meshctl status` and `/metrics`.
+
+use super::Node;
+use super::desired::ranges_of;
+use crate::api::{
+    AddressStatus, ClusterStatus, LaneStatus, Membership, NodeStatus, PeerStatus, SCHEMA_VERSION,
+    SessionStatus, Status, TunnelStatus,
+};
+use crate::leases::ipv6_for;
+
+impl Node {
+    /// The whole status.
+    pub fn status(&self) -> Status {
+        let mut problems: Vec<String> =
+            self.problems.iter().map(|problem| format!("{}: {}", problem.object, problem.text)).collect();
+        if self.outdated {
+            problems.push(
+                "this node's state is older than what it said before: a copied or restored disk".to_owned(),
+            );
+        }
+        if let Some(view) = &self.view {
+            problems.extend(view.grants().conflicts().iter().map(|conflict| {
+                format!(
+                    "node {} granted {} twice; {} does not get it",
+                    conflict.granter.short(),
+                    conflict.range,
+                    conflict.loser.short()
+                )
+            }));
+        }
+        Status {
+            schema_version: SCHEMA_VERSION,
+            version: self.config.software.clone(),
+            node: NodeStatus {
+                id: self.id.to_string(),
+                name: self.config.name.clone(),
+                identity_key: self.me.to_string(),
+            },
+            cluster: self.view.as_ref().map(|view| ClusterStatus {
+                id: view.cluster().to_string(),
+                name: view.genesis().name().to_owned(),
+                founder: view.genesis().founder().node_id().to_string(),
+                ipv4: view.genesis().ipv4_range(),
+                ipv6: view.genesis().ipv6_range(),
+                members: view.records().count(),
+            }),
+            membership: match &self.view {
+                Some(_) => Membership::Member,
+                None => Membership::Joining { waiting_for: self.waiting_for() },
+            },
+            addresses: self.address_status(),
+            lanes: self.lane_status(),
+            peers: self.peer_status(),
+            attachments: self.leases.all().len(),
+            problems,
+        }
+    }
+
+    fn address_status(&self) -> Option<AddressStatus> {
+        let (view, ipv4) = self.view.as_ref().zip(self.stored.mesh_ipv4)?;
+        let owned = self.owned();
+        let prefix = view.cluster().node_prefix(&self.me, 0);
+        Some(AddressStatus {
+            ipv4,
+            ipv6: ipv6_for(prefix, ipv4),
+            owned_ipv4: owned.nets(),
+            owned_ipv6: prefix,
+            leased: self.leases.all().len() as u64,
+            free: self.leases.free(&owned, ipv4),
+        })
+    }
+
+    fn lane_status(&self) -> Vec<LaneStatus> {
+        self.config
+            .lanes
+            .iter()
+            .map(|lane| LaneStatus {
+                device: lane.device.clone(),
+                backend: self.config.backend.0,
+                reason: self.config.backend.1.clone(),
+                port: lane.port,
+                public_key: lane.key.to_string(),
+                up: self.applied > 0 && !self.problems.iter().any(|problem| problem.object == lane.device),
+            })
+            .collect()
+    }
+
+    fn peer_status(&self) -> Vec<PeerStatus> {
+        let Some(view) = &self.view else { return Vec::new() };
+        view.records()
+            .filter(|(id, _)| **id != self.id)
+            .map(|(id, record)| {
+                let session = match self.session_with(id).and_then(|session| self.sessions.get(&session)) {
+                    Some(session) => SessionStatus::Up {
+                        remote: session.remote,
+                        since_seconds: self.now.since(session.opened).as_secs(),
+                    },
+                    None => SessionStatus::Down { reason: self.dialer.last_error(id) },
+                };
+                let facts = record.lanes.first().and_then(|lane| self.tunnels.get(&lane.key)).copied();
+                let facts = facts.unwrap_or_default();
+                let ready = self
+                    .tunnel_keys(id)
+                    .and_then(|keys| self.pairs.get(id)?.key_for(keys))
+                    .is_some_and(|(_, confirmed)| confirmed);
+                PeerStatus {
+                    id: id.to_string(),
+                    name: record.name.clone(),
+                    version: record.software.clone(),
+                    advertised: record.endpoints.clone(),
+                    ranges: ranges_of(view, &record.node, record).into_iter().collect(),
+                    mesh_ipv4: record.mesh_ipv4,
+                    mesh_ipv6: ipv6_for(
+                        record.ipv6_prefix(),
+                        record.mesh_ipv4.unwrap_or(std::net::Ipv4Addr::UNSPECIFIED),
+                    ),
+                    session,
+                    tunnel: TunnelStatus {
+                        ready,
+                        endpoint: facts.endpoint,
+                        handshake_age_seconds: facts.handshake_age.map(|age| age.as_secs()),
+                        rx_bytes: facts.rx_bytes,
+                        tx_bytes: facts.tx_bytes,
+                    },
+                }
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,458 @@
+//! Whole clusters of nodes in one thread: virtual time, a network that loses sessions and can be cut, disks
+//! that keep what was written, kernels that do what is asked.
+
+mod scenarios;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_keys::channel::testing::MemoryChannel;
+use mesh_keys::join::JoinKey;
+use mesh_keys::password::{Password, PasswordRecord};
+use mesh_keys::{GenesisFields, Identity, Secret32, SessionSecrets, WgSecret};
+use rand_chacha::ChaCha20Rng;
+use rand_core::{RngCore, SeedableRng};
+
+use super::*;
+use crate::api::{AttachmentState, Backend};
+use crate::host::{HostState, Route, diff};
+
+/// One-way delay of the simulated network.
+const DELAY: Duration = Duration::from_millis(5);
+
+pub(super) struct Host {
+    pub(super) node: Option<Node>,
+    identity: Identity,
+    lane: WgSecret,
+    secret: SimSecret,
+    seeds: Vec<usize>,
+    pub(super) disk: BTreeMap<StateFile, Vec<u8>>,
+    pub(super) kernel: HostState,
+    pub(super) replies: BTreeMap<RequestId, Result<Response, ApiError>>,
+    next: Time,
+    pub(super) disk_full: bool,
+    pub(super) wrote: usize,
+}
+
+#[derive(Clone)]
+pub(super) enum SimSecret {
+    Key(u8),
+    Password(&'static str),
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Deliver { to: usize, session: SessionId, frame: Vec<u8> },
+    Open { from: usize, target: SocketAddr },
+    Closed { to: usize, session: SessionId, reason: String },
+    Applied { to: usize, revision: u64 },
+    Tick { to: usize },
+}
+
+pub(super) struct Sim {
+    pub(super) hosts: Vec<Host>,
+    pub(super) now: Time,
+    rng: ChaCha20Rng,
+    queue: BTreeMap<(Time, u64), Event>,
+    sequence: u64,
+    sessions: BTreeMap<(usize, SessionId), (usize, SessionId)>,
+    next_session: u64,
+    next_request: u64,
+    pub(super) cut: BTreeSet<(usize, usize)>,
+}
+
+pub(super) fn address(host: usize) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 18, (host / 250) as u8, (host % 250) as u8 + 1)), 6783)
+}
+
+impl Sim {
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            hosts: Vec::new(),
+            now: Time::ZERO + Duration::from_secs(1),
+            rng: ChaCha20Rng::seed_from_u64(seed),
+            queue: BTreeMap::new(),
+            sequence: 0,
+            sessions: BTreeMap::new(),
+            next_session: 0,
+            next_request: 0,
+            cut: BTreeSet::new(),
+        }
+    }
+
+    /// A host that is off; `seeds` are host numbers.
+    pub(super) fn add(&mut self, seeds: &[usize], secret: SimSecret) -> usize {
+        let host = Host {
+            node: None,
+            identity: Identity::generate(&mut self.rng),
+            lane: WgSecret::generate(&mut self.rng),
+            secret,
+            seeds: seeds.to_vec(),
+            disk: BTreeMap::new(),
+            kernel: HostState::default(),
+            replies: BTreeMap::new(),
+            next: Time::ZERO,
+            disk_full: false,
+            wrote: 0,
+        };
+        self.hosts.push(host);
+        self.hosts.len() - 1
+    }
+
+    pub(super) fn start(&mut self, at: usize) {
+        let mut seed = [0; 32];
+        self.rng.fill_bytes(&mut seed);
+        let now = self.now;
+        let host = &mut self.hosts[at];
+        let mut stored = Stored::decode(&host.disk).unwrap();
+        stored.node.generation += 1;
+        host.disk.insert(StateFile::Node, state::encode_node(&stored.node));
+        let secret = match &host.secret {
+            SimSecret::Key(byte) => JoinSecret::Key(JoinKey::from_secret(Secret32::from_bytes([*byte; 32]))),
+            SimSecret::Password(text) => {
+                let password = Password::from_file_contents(text.as_bytes().to_vec()).unwrap();
+                let record =
+                    PasswordRecord::create(&password, &host.identity.public(), &mut self.rng).unwrap();
+                JoinSecret::Password { password, record: Box::new(record) }
+            }
+        };
+        let config = Config {
+            name: format!("host{at}"),
+            cluster_name: "sim".into(),
+            ipv4_range: GenesisFields::default_ipv4_range(),
+            block_prefix: 24,
+            secret,
+            seeds: host
+                .seeds
+                .iter()
+                .map(|seed| Seed { text: address(*seed).to_string(), addresses: vec![address(*seed)] })
+                .collect(),
+            advertise: Vec::new(),
+            control_port: 6783,
+            lanes: vec![LaneConfig {
+                index: 0,
+                device: "meshwg0".into(),
+                port: 6784,
+                key: host.lane.public(),
+            }],
+            mtu: None,
+            software: "sim".into(),
+            boot: "boot".into(),
+            backend: (Backend::Userspace, "simulated".into()),
+        };
+        host.node = Some(Node::new(config, host.identity.clone(), stored, seed, now));
+        let facts =
+            HostFacts { addresses: vec![address(at).ip()], underlay_mtu: Some(1500), ..HostFacts::default() };
+        self.input(at, Input::Host(facts));
+    }
+
+    /// The process dies: what is on disk and in the kernel stays.
+    pub(super) fn kill(&mut self, at: usize) {
+        self.hosts[at].node = None;
+        let gone: Vec<_> = self.sessions.keys().filter(|(host, _)| *host == at).copied().collect();
+        for end in gone {
+            if let Some(other) = self.sessions.remove(&end) {
+                self.sessions.remove(&other);
+                self.schedule(
+                    DELAY,
+                    Event::Closed { to: other.0, session: other.1, reason: "connection reset".into() },
+                );
+            }
+        }
+        self.queue.retain(|_, event| {
+            !matches!(event, Event::Deliver { to, .. } | Event::Applied { to, .. } | Event::Tick { to } if *to == at)
+        });
+    }
+
+    pub(super) fn cut(&mut self, a: usize, b: usize) {
+        self.cut.insert((a.min(b), a.max(b)));
+        let broken: Vec<_> = self
+            .sessions
+            .iter()
+            .filter(|((x, _), (y, _))| (*x == a && *y == b) || (*x == b && *y == a))
+            .map(|(end, _)| *end)
+            .collect();
+        for end in broken {
+            self.sessions.remove(&end);
+            self.schedule(
+                Duration::from_secs(15),
+                Event::Closed { to: end.0, session: end.1, reason: "timed out".into() },
+            );
+        }
+    }
+
+    pub(super) fn heal(&mut self) {
+        self.cut.clear();
+    }
+
+    fn connected(&self, a: usize, b: usize) -> bool {
+        !self.cut.contains(&(a.min(b), a.max(b)))
+    }
+
+    fn schedule(&mut self, after: Duration, event: Event) {
+        self.sequence += 1;
+        self.queue.insert((self.now + after, self.sequence), event);
+    }
+
+    pub(super) fn request(&mut self, at: usize, request: Request) -> RequestId {
+        self.next_request += 1;
+        let id = RequestId(self.next_request);
+        self.input(at, Input::Request(id, request));
+        id
+    }
+
+    fn input(&mut self, at: usize, input: Input) {
+        let now = self.now;
+        let Some(node) = self.hosts[at].node.as_mut() else { return };
+        node.handle(input, now);
+        let mut answers = VecDeque::new();
+        loop {
+            let Some(node) = self.hosts[at].node.as_mut() else { return };
+            match node.poll_output() {
+                Output::Timeout(next) => {
+                    if let Some(answer) = answers.pop_front() {
+                        node.handle(answer, now);
+                        continue;
+                    }
+                    assert!(next > now, "a deadline in the past");
+                    self.hosts[at].next = next;
+                    self.schedule(next - now, Event::Tick { to: at });
+                    return;
+                }
+                Output::Dial { target } => self.schedule(DELAY, Event::Open { from: at, target }),
+                Output::Send { session, frame } => {
+                    if let Some((to, session)) = self.sessions.get(&(at, session)).copied() {
+                        self.schedule(DELAY, Event::Deliver { to, session, frame });
+                    }
+                }
+                Output::Trust { .. } => {}
+                Output::Close { session, reason } => {
+                    if let Some(other) = self.sessions.remove(&(at, session)) {
+                        // What was sent before is delivered first.
+                        self.schedule(
+                            DELAY,
+                            Event::Closed {
+                                to: other.0,
+                                session: other.1,
+                                reason: "closed by the other end".into(),
+                            },
+                        );
+                    }
+                    answers.push_back(Input::SessionClosed { session, reason });
+                }
+                Output::Persist { ticket, files } => {
+                    let host = &mut self.hosts[at];
+                    if host.disk_full {
+                        answers.push_back(Input::PersistFailed(ticket, "no space left on device".into()));
+                    } else {
+                        host.wrote += 1;
+                        host.disk.extend(files.into_iter().map(|(file, bytes)| (file, bytes.to_vec())));
+                        answers.push_back(Input::Persisted(ticket));
+                    }
+                }
+                Output::Desired { revision, state } => {
+                    let kernel = &mut self.hosts[at].kernel;
+                    for op in diff(kernel, &state) {
+                        kernel.apply(&op);
+                    }
+                    assert_eq!(diff(kernel, &state), [], "applying the difference leaves none");
+                    self.schedule(Duration::from_millis(2), Event::Applied { to: at, revision });
+                }
+                Output::Reply(id, answer) => {
+                    self.hosts[at].replies.insert(id, answer);
+                }
+            }
+        }
+    }
+
+    fn step(&mut self) -> bool {
+        let Some(((time, _), event)) = self.queue.pop_first() else { return false };
+        self.now = time;
+        match event {
+            Event::Tick { to } => {
+                if self.hosts[to].next <= self.now {
+                    self.input(to, Input::Tick);
+                }
+            }
+            Event::Deliver { to, session, frame } => {
+                self.input(to, Input::SessionFrame { session, frame });
+            }
+            Event::Closed { to, session, reason } => {
+                self.sessions.remove(&(to, session));
+                self.input(to, Input::SessionClosed { session, reason });
+            }
+            Event::Applied { to, revision } => {
+                self.input(to, Input::Applied { revision, problems: Vec::new() })
+            }
+            Event::Open { from, target } => self.open(from, target),
+        }
+        true
+    }
+
+    fn open(&mut self, from: usize, target: SocketAddr) {
+        let to = (0..self.hosts.len()).find(|host| address(*host) == target);
+        let reachable = to.filter(|to| self.hosts[*to].node.is_some() && self.connected(from, *to));
+        let Some(to) = reachable else {
+            return self.input(from, Input::DialFailed { target, reason: "connection refused".into() });
+        };
+        if self.hosts[from].node.is_none() {
+            return;
+        }
+        let mut seed = [0; 32];
+        self.rng.fill_bytes(&mut seed);
+        let (a, b) = (self.hosts[from].identity.public(), self.hosts[to].identity.public());
+        let (at_from, at_to) = MemoryChannel::pair(a, b, &seed);
+        self.next_session += 2;
+        let (dialler, acceptor) = (SessionId(self.next_session), SessionId(self.next_session + 1));
+        self.sessions.insert((from, dialler), (to, acceptor));
+        self.sessions.insert((to, acceptor), (from, dialler));
+        let ephemeral = SocketAddr::new(address(from).ip(), 40_000);
+        self.input(
+            to,
+            Input::SessionOpened {
+                session: acceptor,
+                peer: a,
+                dialled: None,
+                remote: ephemeral,
+                secrets: SessionSecrets::derive(&at_to).unwrap(),
+            },
+        );
+        self.input(
+            from,
+            Input::SessionOpened {
+                session: dialler,
+                peer: b,
+                dialled: Some(target),
+                remote: target,
+                secrets: SessionSecrets::derive(&at_from).unwrap(),
+            },
+        );
+    }
+
+    pub(super) fn run(&mut self, span: Duration) {
+        let end = self.now + span;
+        while self.queue.first_key_value().is_some_and(|((time, _), _)| *time <= end) {
+            self.step();
+        }
+        self.now = end;
+    }
+
+    /// Runs until `done`, at most `limit`; returns how long it took.
+    pub(super) fn run_until(
+        &mut self,
+        limit: Duration,
+        mut done: impl FnMut(&Self) -> bool,
+    ) -> Option<Duration> {
+        let start = self.now;
+        while !done(self) {
+            if self.now.since(start) > limit || !self.step() {
+                return None;
+            }
+        }
+        Some(self.now.since(start))
+    }
+
+    pub(super) fn running(&self) -> Vec<usize> {
+        (0..self.hosts.len()).filter(|host| self.hosts[*host].node.is_some()).collect()
+    }
+
+    pub(super) fn node(&self, at: usize) -> &Node {
+        self.hosts[at].node.as_ref().unwrap()
+    }
+
+    /// One cluster, equal views, and a usable tunnel between every two running hosts.
+    pub(super) fn meshed(&self) -> bool {
+        let running = self.running();
+        let views: Option<Vec<&View>> = running.iter().map(|host| self.node(*host).view()).collect();
+        let Some(views) = views else { return false };
+        let equal = views.windows(2).all(|pair| pair[0].fingerprint() == pair[1].fingerprint());
+        equal
+            && running.iter().all(|host| self.node(*host).is_ready())
+            && running.iter().all(|a| running.iter().all(|b| a == b || self.tunnel(*a, *b)))
+    }
+
+    /// Whether a packet from host `a` would get to host `b` through their lanes, in the kernels of both.
+    pub(super) fn tunnel(&self, a: usize, b: usize) -> bool {
+        let (here, there) = (&self.hosts[a], &self.hosts[b]);
+        let (Some(lane), Some(other)) = (here.kernel.lanes.get("meshwg0"), there.kernel.lanes.get("meshwg0"))
+        else {
+            return false;
+        };
+        let (Some(out), Some(back)) =
+            (lane.peers.get(&there.lane.public()), other.peers.get(&here.lane.public()))
+        else {
+            return false;
+        };
+        let routed = out.allowed_ips.iter().all(|net| {
+            matches!(here.kernel.routes.get(net), Some(Route::Device { device, .. }) if device == "meshwg0")
+        });
+        let owned = there
+            .kernel
+            .bridge
+            .iter()
+            .flat_map(|bridge| &bridge.addresses)
+            .all(|address| out.allowed_ips.iter().any(|net| net.contains(address)));
+        routed && owned && out.psk == back.psk && out.endpoint == Some(SocketAddr::new(address(b).ip(), 6784))
+    }
+
+    /// What must hold at every moment.
+    pub(super) fn check(&self) {
+        let mut addresses = BTreeMap::new();
+        for (at, host) in self.hosts.iter().enumerate() {
+            for lane in host.kernel.lanes.values() {
+                for key in lane.peers.keys() {
+                    let owner = self.hosts.iter().position(|other| other.lane.public() == *key).unwrap();
+                    assert_ne!(owner, at, "a node is its own peer");
+                }
+            }
+            let cluster = host.node.as_ref().and_then(Node::view).map(View::cluster);
+            let own = host.kernel.bridge.iter().flat_map(|bridge| bridge.addresses.iter().copied());
+            let pods =
+                host.kernel.ports.values().flat_map(|port| [IpAddr::V4(port.ipv4), IpAddr::V6(port.ipv6)]);
+            for address in own.chain(pods) {
+                assert_eq!(
+                    addresses.insert((cluster, address), at),
+                    None,
+                    "address {address} has two owners"
+                );
+            }
+            if let Some(view) = host.node.as_ref().and_then(Node::view) {
+                assert!(view.grants().conflicts().is_empty(), "a range was granted twice");
+                assert!(
+                    host.kernel.routes.values().filter(|route| **route == Route::Unreachable).count() >= 2
+                );
+                assert!(host.kernel.guard.is_some());
+            }
+        }
+    }
+
+    /// Attaches a pod as the plugin does.
+    pub(super) fn attach(&mut self, at: usize, name: &str) -> Result<crate::api::Attachment, ApiError> {
+        let id = AttachmentId::new(name, "eth0").unwrap();
+        let request =
+            AttachRequest { id: id.clone(), netns: "/run/netns/x".into(), network: "mesh".into(), pod: None };
+        let lease = self.request(at, Request::Attach(request));
+        match self.answer(at, lease) {
+            Ok(Response::Attachment(attachment)) => assert_eq!(attachment.state, AttachmentState::Leased),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => return Err(error),
+        }
+        let activate = self.request(at, Request::Activate(id));
+        match self.answer(at, activate)? {
+            Response::Attachment(attachment) => Ok(*attachment),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(super) fn answer(&mut self, at: usize, id: RequestId) -> Result<Response, ApiError> {
+        self.run_until(Duration::from_secs(5), |sim| sim.hosts[at].replies.contains_key(&id))
+            .expect("an answer");
+        self.hosts[at].replies.remove(&id).unwrap()
+    }
+
+    pub(super) fn fingerprint(&self) -> Vec<Arc<HostState>> {
+        self.running().into_iter().map(|host| self.node(host).desired.clone()).collect()
+    }
+}

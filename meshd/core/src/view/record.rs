@@ -1,0 +1,137 @@
+//! What a node says of itself.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::Ipv6Net;
+use mesh_keys::{ClusterId, Genesis, IdentityKey, NodeId, Signable, SignedError, WgPublic};
+use serde::{Deserialize, Serialize};
+
+/// A node's own account of itself, signed by itself. Newer versions append fields.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The node.
+    pub node: IdentityKey,
+    /// Counts the node's starts; durable before it says anything.
+    pub generation: u64,
+    /// Counts the changes since the start.
+    pub version: u64,
+    /// Label, 1 to 253 characters; not an identity, and not unique.
+    pub name: String,
+    /// Version of its daemon, at most 64 characters.
+    pub software: String,
+    /// Chooses the node's IPv6 prefix together with its identity key.
+    pub salt: u32,
+    /// Its mesh address, once it owns one.
+    pub mesh_ipv4: Option<Ipv4Addr>,
+    /// TCP port for control sessions.
+    pub control_port: u16,
+    /// Addresses it may be reached at, the likeliest first; at most 16.
+    pub endpoints: Vec<IpAddr>,
+    /// Its WireGuard devices; at most 8.
+    pub lanes: Vec<LaneInfo>,
+}
+
+/// A WireGuard device of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneInfo {
+    /// Number of the lane.
+    pub index: u8,
+    /// Its public key.
+    pub key: WgPublic,
+    /// Its UDP port.
+    pub port: u16,
+}
+
+impl Signable for NodeRecord {
+    const DOMAIN: &'static str = "hauberk node record v1";
+    const MAX_LEN: usize = 4096;
+}
+
+/// Why a record is refused. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidRecord {
+    /// Malformed, or not signed by the node it is about.
+    #[error(transparent)]
+    Signed(#[from] SignedError),
+    /// The node is not a known member.
+    #[error("node {} is no known member", .node.short())]
+    NotAdmitted {
+        /// The node.
+        node: NodeId,
+    },
+    /// It is about another cluster.
+    #[error("field cluster: it is for cluster {}", .0.short())]
+    OtherCluster(ClusterId),
+    /// A field is out of bounds.
+    #[error("field {field}: {problem}")]
+    Field {
+        /// The field.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+}
+
+impl NodeRecord {
+    /// Orders the records of one node: later starts before earlier ones, later changes before earlier ones.
+    pub fn order(&self) -> (u64, u64) {
+        (self.generation, self.version)
+    }
+
+    /// The node's IPv6 prefix, which follows from its key.
+    pub fn ipv6_prefix(&self) -> Ipv6Net {
+        self.cluster.node_prefix(&self.node, self.salt)
+    }
+
+    /// Checks the fields against their bounds.
+    ///
+    /// # Errors
+    /// [`InvalidRecord`] names the field.
+    pub fn validate(&self, genesis: &Genesis) -> Result<(), InvalidRecord> {
+        let field =
+            |ok: bool, field, problem| if ok { Ok(()) } else { Err(InvalidRecord::Field { field, problem }) };
+        if self.cluster != genesis.id() {
+            return Err(InvalidRecord::OtherCluster(self.cluster));
+        }
+        let printable = |text: &str| text.chars().all(|c| !c.is_control());
+        field(
+            (1..=253).contains(&self.name.len()) && printable(&self.name),
+            "name",
+            "not 1 to 253 printable bytes",
+        )?;
+        field(
+            self.software.len() <= 64 && printable(&self.software),
+            "software",
+            "more than 64 printable bytes",
+        )?;
+        field(
+            self.mesh_ipv4.is_none_or(|address| genesis.ipv4_range().contains(&address)),
+            "mesh_ipv4",
+            "outside of the cluster's range",
+        )?;
+        field(self.control_port != 0, "control_port", "zero")?;
+        field(self.endpoints.len() <= 16, "endpoints", "more than 16 addresses")?;
+        field(self.endpoints.iter().all(usable), "endpoints", "an address that no other host can send to")?;
+        field((1..=8).contains(&self.lanes.len()), "lanes", "not 1 to 8 lanes")?;
+        field(self.lanes.iter().all(|lane| lane.port != 0), "lanes", "port zero")?;
+        let mut keys: Vec<_> = self.lanes.iter().map(|lane| lane.key).collect();
+        let mut indices: Vec<_> = self.lanes.iter().map(|lane| lane.index).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        indices.sort_unstable();
+        indices.dedup();
+        field(keys.len() == self.lanes.len(), "lanes", "the same key twice")?;
+        field(indices.len() == self.lanes.len(), "lanes", "the same index twice")
+    }
+}
+
+/// Whether another host could send to `address`.
+fn usable(address: &IpAddr) -> bool {
+    let unusable = match address {
+        IpAddr::V4(v4) => v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    !(unusable || address.is_unspecified() || address.is_loopback() || address.is_multicast())
+}

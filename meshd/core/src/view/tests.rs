@@ -1,0 +1,277 @@
+//! The laws of merging, on views made of random admissions, grants and records by a handful of nodes, some of
+//! which lie.
+
+use std::net::Ipv4Addr;
+
+use mesh_keys::{GenesisFields, Identity, JoinMode, JoinModes, WgSecret};
+use proptest::prelude::*;
+use rand_chacha::ChaCha20Rng;
+use rand_core::SeedableRng;
+
+use super::*;
+use crate::ranges::RangeSet;
+
+const NODES: usize = 5;
+
+fn identities() -> Vec<Identity> {
+    let mut rng = ChaCha20Rng::seed_from_u64(1);
+    (0..NODES).map(|_| Identity::generate(&mut rng)).collect()
+}
+
+fn genesis(founder: &Identity) -> Genesis {
+    let mut rng = ChaCha20Rng::seed_from_u64(2);
+    Genesis::new(GenesisFields::flat("laws", founder.public(), JoinModes::KEY_FILE, &mut rng)).unwrap()
+}
+
+/// What a node does to a view.
+#[derive(Clone, Debug)]
+enum Act {
+    Admit {
+        sponsor: usize,
+        subject: usize,
+    },
+    Grant {
+        from: usize,
+        to: usize,
+        blocks: u32,
+    },
+    /// A grant signed by a node that may not own the range.
+    Forge {
+        from: usize,
+        to: usize,
+        block: u8,
+    },
+    Record {
+        node: usize,
+        generation: u64,
+        version: u64,
+        port: u16,
+    },
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let node = 0..NODES;
+    prop_oneof![
+        (node.clone(), node.clone()).prop_map(|(sponsor, subject)| Act::Admit { sponsor, subject }),
+        (node.clone(), node.clone(), 1..600u32).prop_map(|(from, to, blocks)| Act::Grant {
+            from,
+            to,
+            blocks
+        }),
+        (node.clone(), node.clone(), any::<u8>()).prop_map(|(from, to, block)| Act::Forge {
+            from,
+            to,
+            block
+        }),
+        (node, 1..3u64, 0..3u64, 1..4u16).prop_map(|(node, generation, version, port)| Act::Record {
+            node,
+            generation,
+            version,
+            port
+        }),
+    ]
+}
+
+fn perform(view: &mut View, nodes: &[Identity], act: &Act) {
+    let mut delta = Delta::default();
+    match act {
+        Act::Admit { sponsor, subject } => {
+            let subject = nodes[*subject].public();
+            delta.admissions.extend(SignedAdmission::issue(
+                view.cluster(),
+                subject,
+                &nodes[*sponsor],
+                JoinMode::KeyFile,
+                0,
+            ));
+        }
+        Act::Grant { from, to, blocks } => {
+            delta.grants.extend(view.grants().grant(
+                &nodes[*from],
+                nodes[*to].public(),
+                *blocks,
+                &RangeSet::new(),
+            ));
+        }
+        Act::Forge { from, to, block } => {
+            let grant = Grant {
+                cluster: view.cluster(),
+                parent: BodyId::from_bytes(*view.cluster().as_bytes()),
+                network: Ipv4Addr::new(10, 32, *block, 0),
+                prefix: 24,
+                from: nodes[*from].public(),
+                to: nodes[*to].public(),
+            };
+            delta.grants.push(Signed::sign(&grant, &nodes[*from]).unwrap());
+        }
+        Act::Record { node, generation, version, port } => {
+            let record = NodeRecord {
+                cluster: view.cluster(),
+                node: nodes[*node].public(),
+                generation: *generation,
+                version: *version,
+                name: format!("node{node}"),
+                software: "test".into(),
+                salt: 0,
+                mesh_ipv4: None,
+                control_port: *port,
+                endpoints: Vec::new(),
+                lanes: vec![LaneInfo {
+                    index: 0,
+                    key: WgSecret::from_bytes(&[*node as u8 + 1; 32]).public(),
+                    port: 6784,
+                }],
+            };
+            delta.records.push(Signed::sign(&record, &nodes[*node]).unwrap());
+        }
+    }
+    view.merge(&delta);
+}
+
+fn view(acts: &[Act]) -> View {
+    let nodes = identities();
+    let mut view = View::new(genesis(&nodes[0]));
+    acts.iter().for_each(|act| perform(&mut view, &nodes, act));
+    view
+}
+
+fn joined(a: &View, b: &View) -> View {
+    let mut joined = a.clone();
+    let refused = joined.merge(&b.to_delta()).refused;
+    assert_eq!(refused, Vec::<String>::new(), "a closed view is accepted whole");
+    joined
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    proptest::collection::vec(act(), 0..12)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn merging_is_idempotent_commutative_and_associative(a in acts(), b in acts(), c in acts()) {
+        let (a, b, c) = (view(&a), view(&b), view(&c));
+        prop_assert_eq!(&joined(&a, &a), &a);
+        let ab = joined(&a, &b);
+        prop_assert_eq!(&ab, &joined(&b, &a));
+        let abc = joined(&ab, &c);
+        prop_assert_eq!(&abc, &joined(&a, &joined(&b, &c)));
+        prop_assert_eq!(abc.fingerprint(), joined(&c, &joined(&b, &a)).fingerprint());
+        prop_assert_eq!(abc.grants().owners(), joined(&c, &joined(&b, &a)).grants().owners());
+    }
+
+    #[test]
+    fn every_address_has_one_owner_who_is_the_same_everywhere(a in acts(), b in acts()) {
+        let (ab, ba) = (joined(&view(&a), &view(&b)), joined(&view(&b), &view(&a)));
+        let owners = ab.grants().owners();
+        prop_assert_eq!(owners.values().map(RangeSet::len).sum::<u64>(), 1 << 20, "the whole /12, once");
+        for block in 0..=255u8 {
+            let address = Ipv4Addr::new(10, 32, block, 7);
+            let owner = ab.grants().owner_of(address);
+            prop_assert_eq!(owner, ba.grants().owner_of(address));
+            prop_assert!(owners[&owner.unwrap()].contains(address));
+        }
+    }
+
+    #[test]
+    fn a_digest_tells_exactly_what_is_missing(a in acts(), b in acts()) {
+        let (a, b) = (view(&a), view(&b));
+        let mut completed = a.clone();
+        completed.merge(&b.missing_in(&a.digest()));
+        prop_assert_eq!(&completed, &joined(&a, &b));
+        prop_assert!(!completed.lacks(&b.digest()));
+        prop_assert_eq!(a.lacks(&b.digest()), completed != a);
+        prop_assert_eq!(a.fingerprint() == b.fingerprint(), a == b);
+    }
+
+    #[test]
+    fn chunks_of_a_view_make_the_view(a in acts(), items in 1usize..5) {
+        let a = view(&a);
+        let mut copy = View::new(a.genesis().clone());
+        for part in a.to_delta().chunks(items) {
+            prop_assert!(part.admissions.len() + part.grants.len() + part.records.len() <= items);
+            prop_assert_eq!(copy.merge(&part).refused, Vec::<String>::new());
+        }
+        prop_assert_eq!(copy, a);
+    }
+
+    #[test]
+    fn a_chain_of_admissions_is_proof_by_itself(a in acts()) {
+        let a = view(&a);
+        for (_, key) in a.admissions().members() {
+            let mut other = View::new(a.genesis().clone());
+            other.merge(&Delta { admissions: a.admissions().chain(key), ..Delta::default() });
+            prop_assert!(other.admissions().contains(key));
+        }
+    }
+}
+
+#[test]
+fn nobody_speaks_for_another() {
+    let nodes = identities();
+    let mut view = view(&[Act::Admit { sponsor: 0, subject: 1 }, Act::Admit { sponsor: 0, subject: 2 }]);
+    let record = NodeRecord {
+        cluster: view.cluster(),
+        node: nodes[2].public(),
+        generation: 9,
+        version: 9,
+        name: "forged".into(),
+        software: String::new(),
+        salt: 0,
+        mesh_ipv4: None,
+        control_port: 1,
+        endpoints: Vec::new(),
+        lanes: vec![LaneInfo { index: 0, key: WgSecret::from_bytes(&[9; 32]).public(), port: 1 }],
+    };
+    let forged = Delta { records: vec![Signed::sign(&record, &nodes[1]).unwrap()], ..Delta::default() };
+    let merged = view.merge(&forged);
+    assert!(merged.refused[0].contains("does not verify"), "{:?}", merged.refused);
+    assert_eq!(view.record(&nodes[2].node_id()), None);
+}
+
+#[test]
+fn strangers_are_not_admitted_and_say_nothing() {
+    let stranger = view(&[
+        Act::Admit { sponsor: 3, subject: 4 },
+        Act::Record { node: 4, generation: 1, version: 1, port: 1 },
+    ]);
+    assert_eq!(stranger, view(&[]));
+}
+
+#[test]
+fn a_range_granted_twice_goes_to_one_and_is_reported() {
+    let nodes = identities();
+    let mut view = view(&[]);
+    for to in [1, 2] {
+        perform(&mut view, &nodes, &Act::Forge { from: 0, to, block: 5 });
+    }
+    let owner = view.grants().owner_of(Ipv4Addr::new(10, 32, 5, 1)).unwrap();
+    assert!([nodes[1].public(), nodes[2].public()].contains(&owner));
+    assert_eq!(view.grants().conflicts().len(), 1);
+}
+
+#[test]
+fn records_from_a_newer_version_are_kept_as_they_are() {
+    #[derive(serde::Serialize, serde::Deserialize)]
+    struct Newer {
+        record: NodeRecord,
+        hobby: String,
+    }
+    impl mesh_keys::Signable for Newer {
+        const DOMAIN: &'static str = <NodeRecord as mesh_keys::Signable>::DOMAIN;
+        const MAX_LEN: usize = <NodeRecord as mesh_keys::Signable>::MAX_LEN;
+    }
+    let nodes = identities();
+    let mut first = view(&[Act::Record { node: 0, generation: 1, version: 1, port: 5 }]);
+    let id = nodes[0].node_id();
+    let mut record = first.record(&id).unwrap().clone();
+    record.version = 2;
+    let newer = Signed::sign(&Newer { record, hobby: "mail".into() }, &nodes[0]).unwrap();
+    let as_record = Signed::<NodeRecord>::from_bytes(&newer.to_bytes()).unwrap();
+    assert_eq!(
+        first.merge(&Delta { records: vec![as_record.clone()], ..Delta::default() }).refused,
+        Vec::<String>::new()
+    );
+    assert_eq!(first.signed_record(&id), Some(&as_record), "passed on with the field we do not know");
+}
