@@ -1,0 +1,46 @@
+//! The device's own key and what hangs on it.
+
+use std::sync::Arc;
+
+use boringtun::noise::rate_limiter::RateLimiter;
+use mesh_sys::uapi::{PublicKey, SecretKey};
+use x25519_dalek::StaticSecret;
+
+/// Handshake messages per second from which on senders must prove their address by a cookie. One costs about
+/// 0.2 ms, so this bounds what strangers who know the public key can make a core do to a tenth; 4,000 peers that
+/// each rekey every two minutes stay below.
+const HANDSHAKES_PER_SECOND: u64 = 500;
+
+/// The private key and what is derived from it. Wiped when the last user lets go.
+pub(crate) struct LocalKeys {
+    pub(crate) private: StaticSecret,
+    pub(crate) public: PublicKey,
+    /// Checks MAC1 and, under load, MAC2 of every handshake message.
+    pub(crate) limiter: RateLimiter,
+    /// boringtun's `Tunn` insists on checking again, and its default limiter would refuse after ten messages because
+    /// only `update_timers`, which is not used here, resets it. This one never finds itself under load.
+    pub(crate) passed: Arc<RateLimiter>,
+}
+
+impl LocalKeys {
+    /// `None` for the all-zero key, which stands for "no key".
+    pub(crate) fn new(key: &SecretKey) -> Option<Self> {
+        if key.is_zero() {
+            return None;
+        }
+        let private = StaticSecret::from(*key.expose());
+        let public = x25519_dalek::PublicKey::from(&private);
+        Some(Self {
+            private,
+            public: PublicKey(public.to_bytes()),
+            limiter: RateLimiter::new(&public, HANDSHAKES_PER_SECOND),
+            passed: Arc::new(RateLimiter::new(&public, u64::MAX)),
+        })
+    }
+}
+
+impl std::fmt::Debug for LocalKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LocalKeys").field("public", &self.public).finish_non_exhaustive()
+    }
+}
