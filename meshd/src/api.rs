@@ -1,0 +1,206 @@
+//! The control API: HTTP/JSON on a unix socket that only root may use (see [`mesh_core::api`]).
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail};
+use axum::Router;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Json, Path as UrlPath, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response as HttpResponse};
+use axum::routing::{get, post};
+use mesh_core::api::{ApiError, AttachRequest, AttachmentId, ErrorCode, GcRequest};
+use mesh_core::node::{Request, Response};
+use mesh_sys::files;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::config::Config;
+use crate::daemon::Call;
+
+/// Makes the socket. A stale one of a dead daemon is replaced.
+///
+/// # Errors
+/// A living daemon has it, or the directory cannot be used.
+pub fn bind(path: &Path) -> Result<UnixListener> {
+    if let Some(dir) = path.parent() {
+        files::secure_dir(dir, 0o755)?;
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => bail!("another meshd answers on {}", path.display()),
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path).with_context(|| format!("removing the stale {}", path.display()))?;
+        }
+        Err(_) => {}
+    }
+    let listener = UnixListener::bind(path).with_context(|| path.display().to_string())?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .with_context(|| path.display().to_string())?;
+    Ok(listener)
+}
+
+#[derive(Clone)]
+struct Api {
+    calls: mpsc::Sender<Call>,
+    config: Arc<Config>,
+}
+
+/// Serves the API for ever.
+pub async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>, config: Arc<Config>) {
+    let routes = Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/ready", get(ready))
+        .route("/v1/config", get(configuration))
+        .route("/v1/attachments", get(list).post(attach))
+        .route("/v1/attachments/gc", post(gc))
+        .route("/v1/attachments/{container}/{ifname}", get(show).delete(detach))
+        .route("/v1/attachments/{container}/{ifname}/activate", post(activate))
+        .fallback(unknown)
+        .with_state(Api { calls, config });
+    if let Err(error) = axum::serve(RootOnly(listener), routes).await {
+        tracing::error!(%error, "the control API ended");
+    }
+}
+
+/// A listener that takes connections of root and of the daemon's own user only.
+struct RootOnly(UnixListener);
+
+impl axum::serve::Listener for RootOnly {
+    type Io = UnixStream;
+    type Addr = PathBuf;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        loop {
+            match self.0.accept().await {
+                Ok((stream, _)) => match stream.peer_cred() {
+                    Ok(cred) if cred.uid() == 0 || cred.uid() == nix::unistd::geteuid().as_raw() => {
+                        return (stream, PathBuf::new());
+                    }
+                    Ok(cred) => {
+                        tracing::warn!(uid = cred.uid(), "a user without the right used the control socket")
+                    }
+                    Err(error) => tracing::warn!(%error, "the user of a control connection is not known"),
+                },
+                Err(error) => {
+                    tracing::warn!(%error, "a control connection could not be accepted");
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<Self::Addr> {
+        Ok(PathBuf::new())
+    }
+}
+
+/// Asks the node.
+///
+/// # Errors
+/// The node's own, or that it is gone.
+pub async fn call(calls: &mpsc::Sender<Call>, request: Request) -> Result<Response, ApiError> {
+    let gone = || ApiError::new(ErrorCode::Internal, "the daemon is stopping");
+    let (answer, answered) = oneshot::channel();
+    calls.send(Call { request, answer }).await.map_err(|_| gone())?;
+    answered.await.map_err(|_| gone())?
+}
+
+fn failed(error: ApiError) -> HttpResponse {
+    let status = StatusCode::from_u16(error.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    (status, Json(error)).into_response()
+}
+
+async fn answer(api: &Api, request: Request) -> HttpResponse {
+    match call(&api.calls, request).await {
+        Ok(Response::Done) => StatusCode::NO_CONTENT.into_response(),
+        Ok(Response::Status(status)) => Json(status).into_response(),
+        Ok(Response::Attachment(attachment)) => Json(attachment).into_response(),
+        Ok(Response::Attachments(attachments)) => Json(attachments).into_response(),
+        Ok(Response::Gc(report)) => Json(report).into_response(),
+        Err(error) => failed(error),
+    }
+}
+
+fn id(container: String, ifname: String) -> Result<AttachmentId, Box<HttpResponse>> {
+    AttachmentId::new(container, ifname)
+        .map_err(|error| Box::new(failed(ApiError::new(ErrorCode::Invalid, error.to_string()))))
+}
+
+fn body<T>(body: Result<Json<T>, JsonRejection>) -> Result<T, Box<HttpResponse>> {
+    match body {
+        Ok(Json(body)) => Ok(body),
+        Err(error) => Err(Box::new(failed(ApiError::new(ErrorCode::Invalid, error.body_text())))),
+    }
+}
+
+async fn status(State(api): State<Api>) -> HttpResponse {
+    answer(&api, Request::Status).await
+}
+
+async fn ready(State(api): State<Api>) -> HttpResponse {
+    match call(&api.calls, Request::Ready).await {
+        Ok(_) => StatusCode::OK.into_response(),
+        Err(error) => failed(error),
+    }
+}
+
+async fn configuration(State(api): State<Api>) -> HttpResponse {
+    Json(&*api.config).into_response()
+}
+
+async fn list(State(api): State<Api>) -> HttpResponse {
+    answer(&api, Request::List).await
+}
+
+async fn attach(State(api): State<Api>, request: Result<Json<AttachRequest>, JsonRejection>) -> HttpResponse {
+    match body(request) {
+        Ok(request) => answer(&api, Request::Attach(request)).await,
+        Err(refusal) => *refusal,
+    }
+}
+
+async fn gc(State(api): State<Api>, request: Result<Json<GcRequest>, JsonRejection>) -> HttpResponse {
+    match body(request) {
+        Ok(request) => answer(&api, Request::Gc(request)).await,
+        Err(refusal) => *refusal,
+    }
+}
+
+async fn show(
+    State(api): State<Api>,
+    UrlPath((container, ifname)): UrlPath<(String, String)>,
+) -> HttpResponse {
+    match id(container, ifname) {
+        Ok(id) => answer(&api, Request::Get(id)).await,
+        Err(refusal) => *refusal,
+    }
+}
+
+async fn detach(
+    State(api): State<Api>,
+    UrlPath((container, ifname)): UrlPath<(String, String)>,
+) -> HttpResponse {
+    match id(container, ifname) {
+        Ok(id) => answer(&api, Request::Detach(id)).await,
+        Err(refusal) => *refusal,
+    }
+}
+
+async fn activate(
+    State(api): State<Api>,
+    UrlPath((container, ifname)): UrlPath<(String, String)>,
+) -> HttpResponse {
+    match id(container, ifname) {
+        Ok(id) => answer(&api, Request::Activate(id)).await,
+        Err(refusal) => *refusal,
+    }
+}
+
+async fn unknown(uri: axum::http::Uri) -> HttpResponse {
+    failed(ApiError::new(
+        ErrorCode::NotFound,
+        format!("this daemon has no {}; is it older than the program that asks?", uri.path()),
+    ))
+}

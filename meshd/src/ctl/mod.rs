@@ -1,0 +1,127 @@
+//! `meshctl`: what an operator asks the daemon, and says to it.
+//!
+//! Exit status: 0 all is well; 1 an error, told on standard error; 2 wrong usage; 3 the daemon does not answer;
+//! 4 `status` only: the node is not a member yet, or something is not as it should be.
+
+mod client;
+mod status;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
+use mesh_core::api::{DEFAULT_SOCKET, Membership, Status};
+use mesh_keys::join::JoinKey;
+use mesh_keys::rand_core::OsRng;
+use mesh_lab::{Binaries, LabCommand};
+
+pub use client::{Client, ClientError};
+
+/// Looks at and steers the mesh from one of its hosts.
+#[derive(Debug, Parser)]
+#[command(name = "meshctl", version, about)]
+struct Arguments {
+    /// Unix socket of the daemon
+    #[arg(long, env = "MESHD_CONTROL_SOCKET", default_value = DEFAULT_SOCKET, global = true, value_name = "SOCKET")]
+    control_socket: PathBuf,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// What this node is, whom it reaches and how
+    Status {
+        /// Only a part of it
+        #[arg(value_enum)]
+        part: Option<Part>,
+        /// As a table, or as JSON with a versioned schema
+        #[arg(short, long, value_enum, default_value_t = Format::Table)]
+        output: Format,
+    },
+    /// Make a join key: write it to a file of mode 0600 on every host, for `meshd --key-file`
+    Keygen,
+    /// The configuration the daemon runs with; it holds names of secret files, never secrets
+    Config,
+    /// Meshes on this one machine, of namespaces, real daemons and real packets
+    #[command(subcommand)]
+    Lab(LabCommand),
+    /// A completion script for a shell
+    Completion {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// The other members: sessions, tunnels, traffic
+    Peers,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Table,
+    Json,
+}
+
+/// The daemon does not answer.
+const EXIT_UNREACHABLE: u8 = 3;
+
+/// The node is not a member yet, or something is not as it should be.
+const EXIT_DEGRADED: u8 = 4;
+
+/// Runs `meshctl` with the arguments of this process. To be called before any thread is started.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = match arguments.verb {
+        Verb::Status { part, output } => show_status(&arguments.control_socket, part, output),
+        Verb::Keygen => print(JoinKey::generate(&mut OsRng).to_text().trim_end()),
+        Verb::Config => show_config(&arguments.control_socket),
+        Verb::Lab(command) => Binaries::beside_current_exe()
+            .and_then(|binaries| mesh_lab::run(command, &binaries))
+            .map(|()| ExitCode::SUCCESS),
+        Verb::Completion { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "meshctl", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    done.unwrap_or_else(|error| {
+        // Standard error is all that is left to tell it; when that is gone, so is the reader.
+        let _ = writeln!(std::io::stderr(), "meshctl: {error:#}");
+        let unreachable =
+            matches!(error.downcast_ref::<ClientError>(), Some(ClientError::Unreachable { .. }));
+        ExitCode::from(if unreachable { EXIT_UNREACHABLE } else { 1 })
+    })
+}
+
+/// Writes a line to standard output. A reader that has gone away, as `head` does, is no error.
+fn print(text: &str) -> Result<ExitCode> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
+        other => other.map(|()| ExitCode::SUCCESS).context("standard output"),
+    }
+}
+
+fn show_status(socket: &std::path::Path, part: Option<Part>, output: Format) -> Result<ExitCode> {
+    let status: Status = Client::new(socket).get("/v1/status")?;
+    let text = match (output, part) {
+        (Format::Json, None) => serde_json::to_string_pretty(&status)?,
+        (Format::Json, Some(Part::Peers)) => serde_json::to_string_pretty(
+            &serde_json::json!({ "schema_version": status.schema_version, "peers": status.peers }),
+        )?,
+        (Format::Table, None) => status::overview(&status),
+        (Format::Table, Some(Part::Peers)) => status::peers(&status),
+    };
+    print(text.trim_end())?;
+    let well = status.membership == Membership::Member && status.problems.is_empty();
+    Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(EXIT_DEGRADED) })
+}
+
+fn show_config(socket: &std::path::Path) -> Result<ExitCode> {
+    let config: serde_json::Value = Client::new(socket).get("/v1/config")?;
+    print(&serde_json::to_string_pretty(&config)?)
+}

@@ -1,0 +1,382 @@
+//! The daemon: one loop around [`mesh_core::node::Node`], and the tasks that do its input and output.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use mesh_core::api::{AttachmentId, HEARTBEAT_FILE};
+use mesh_core::node::{self, Input, JoinSecret, LaneConfig, Node, Output, RequestId, Response, Seed};
+use mesh_core::time::Time;
+use mesh_keys::join::JoinKey;
+use mesh_keys::password::{Password, PasswordRecord};
+use mesh_keys::rand_core::{OsRng, RngCore};
+use mesh_sys::files;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{mpsc, oneshot, watch};
+use zeroize::Zeroizing;
+
+use crate::config::{Config, SecretSource};
+use crate::dataplane;
+use crate::links::{LinkEvent, Links};
+use crate::session::{self, TlsIdentity};
+use crate::store::Store;
+use crate::{api, http};
+
+/// Inputs that may wait before their senders do.
+const QUEUE: usize = 4096;
+
+/// Time for a TCP connection and its TLS handshake.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Pause between two looks at seeds' names and at tombstones.
+const HOUSEKEEPING: Duration = Duration::from_secs(5);
+
+/// Longest password or key file.
+const MAX_SECRET_FILE: usize = 4096;
+
+/// A request of the control API on its way to the node.
+#[derive(Debug)]
+pub struct Call {
+    /// What is asked.
+    pub request: node::Request,
+    /// Where the answer goes.
+    pub answer: oneshot::Sender<Result<Response, mesh_core::api::ApiError>>,
+}
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// What keeps it from starting, in one sentence with its causes.
+pub async fn run(config: Config) -> Result<()> {
+    let store = Store::open(&config.state_dir)?;
+    let identity = store.identity(&mut OsRng)?;
+    let lane_key = store.lane_key(0, &mut OsRng)?;
+    let stored = store.load()?;
+    let me = identity.public();
+    tracing::info!(node = %me.node_id(), name = config.name, version = env!("CARGO_PKG_VERSION"), "meshd starts");
+    let secret = join_secret(config.secret.clone(), me).await?;
+
+    let control = listen(config.port).await.with_context(|| {
+        format!("port: cannot listen on TCP {}; is another meshd running on this host?", config.port)
+    })?;
+    let (calls, mut called) = mpsc::channel::<Call>(QUEUE);
+    let metrics = match config.metrics_listen {
+        Some(address) => Some(
+            TcpListener::bind(address)
+                .await
+                .with_context(|| format!("metrics-listen: cannot listen on TCP {address}"))?,
+        ),
+        None => None,
+    };
+    let socket = api::bind(&config.control_socket).context("control-socket")?;
+
+    let tls = TlsIdentity::new(&identity)?;
+    let (inputs, mut input) = mpsc::channel::<Input>(QUEUE);
+    let (link_events, mut links_happened) = mpsc::channel::<LinkEvent>(QUEUE);
+    let (desired, desired_seen) = watch::channel(None);
+
+    let lane = LaneConfig {
+        index: 0,
+        device: "meshwg0".to_owned(),
+        port: config.wireguard_port,
+        key: lane_key.public(),
+    };
+    let plane = dataplane::Options {
+        mesh_wg: config.mesh_wg.clone(),
+        lanes: vec![dataplane::LaneSecret { device: lane.device.clone(), secret: lane_key }],
+        state_dir: config.state_dir.clone(),
+        proc_sys: None,
+    };
+    let mut plane = tokio::spawn(dataplane::run(plane, desired_seen, inputs.clone()));
+    tokio::spawn(accept(control, tls.clone(), link_events.clone()));
+    let mut links = Links::new(tls, link_events, HANDSHAKE_LIMIT);
+
+    let node_config = node::Config {
+        name: config.name.clone(),
+        cluster_name: config.cluster_name.clone(),
+        ipv4_range: config.range,
+        block_prefix: 24,
+        secret,
+        seeds: resolve(&config).await,
+        advertise: config.advertise.clone(),
+        control_port: config.port,
+        lanes: vec![lane],
+        mtu: config.mtu,
+        software: env!("CARGO_PKG_VERSION").to_owned(),
+        boot: boot_id()?,
+        backend: dataplane::backend(),
+    };
+    let mut seed = Zeroizing::new([0; 32]);
+    OsRng.fill_bytes(&mut *seed);
+    let origin = Instant::now();
+    let clock = move || Time::from_origin(origin.elapsed());
+    let mut node = Node::new(node_config, identity, stored, *seed, clock());
+    let mut shell = Shell { store, desired, answers: BTreeMap::new(), requests: 0, dead_letters: Vec::new() };
+
+    // Whoever was detached while we were away is gone before anyone can ask for an address.
+    shell.bury(&mut node, clock());
+    let mut next = shell.drain(&mut node, &mut links, clock);
+
+    let heartbeat = Heartbeat::new(&config.control_socket);
+    let config = Arc::new(config);
+    tokio::spawn(api::serve(socket, calls.clone(), config.clone()));
+    if let Some(listener) = metrics {
+        tokio::spawn(http::serve(listener, calls));
+    }
+    let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+    housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut stop = std::pin::pin!(stop_signal()?);
+
+    loop {
+        let wait = next.since(clock());
+        tokio::select! {
+            biased;
+            () = &mut stop => {
+                tracing::info!("meshd stops; devices, routes and rules stay as they are");
+                return Ok(());
+            }
+            ended = &mut plane => {
+                return ended.context("the kernel task")?.context("the kernel task ended");
+            }
+            Some(event) = links_happened.recv() => {
+                if let Some(input) = links.happened(event) {
+                    node.handle(input, clock());
+                }
+            }
+            Some(input) = input.recv() => node.handle(input, clock()),
+            Some(call) = called.recv() => {
+                let id = shell.register(call.answer);
+                node.handle(Input::Request(id, call.request), clock());
+            }
+            () = tokio::time::sleep(wait) => node.handle(Input::Tick, clock()),
+            _ = housekeeping.tick() => {
+                shell.bury(&mut node, clock());
+                if node.view().is_none() || !config.join.is_empty() {
+                    // Names may resolve to other addresses by now; a slow resolver holds nothing up.
+                    let (config, inputs) = (config.clone(), inputs.clone());
+                    tokio::spawn(async move {
+                        let seeds = resolve(&config).await;
+                        let _ = inputs.send(Input::Seeds(seeds)).await;
+                    });
+                }
+                if node.is_ready() {
+                    heartbeat.beat();
+                }
+            }
+        }
+        next = shell.drain(&mut node, &mut links, clock);
+    }
+}
+
+/// What the loop owns besides the node.
+struct Shell {
+    store: Store,
+    desired: watch::Sender<Option<(u64, Arc<mesh_core::host::HostState>)>>,
+    answers: BTreeMap<RequestId, oneshot::Sender<Result<Response, mesh_core::api::ApiError>>>,
+    requests: u64,
+    /// Tombstones whose attachments are being released.
+    dead_letters: Vec<(AttachmentId, PathBuf)>,
+}
+
+impl Shell {
+    fn register(&mut self, answer: oneshot::Sender<Result<Response, mesh_core::api::ApiError>>) -> RequestId {
+        self.requests += 1;
+        let id = RequestId(self.requests);
+        self.answers.insert(id, answer);
+        id
+    }
+
+    /// Carries out what the node wants, in order. What is done at once comes back as further input before the
+    /// loop goes on.
+    fn drain(&mut self, node: &mut Node, links: &mut Links, clock: impl Fn() -> Time) -> Time {
+        loop {
+            let answer = match node.poll_output() {
+                Output::Timeout(next) => {
+                    self.unlink_tombstones(node);
+                    return next;
+                }
+                Output::Dial { target } => {
+                    links.dial(target);
+                    None
+                }
+                Output::Send { session, frame } => {
+                    links.send(session, &frame);
+                    None
+                }
+                Output::Trust { session } => {
+                    links.trust(session);
+                    None
+                }
+                Output::Close { session, reason } => {
+                    links.close(session);
+                    Some(Input::SessionClosed { session, reason })
+                }
+                Output::Persist { ticket, files } => {
+                    let written = files.iter().try_for_each(|(file, bytes)| self.store.write(*file, bytes));
+                    Some(match written {
+                        Ok(()) => Input::Persisted(ticket),
+                        Err(error) => Input::PersistFailed(ticket, format!("{error:#}")),
+                    })
+                }
+                Output::Desired { revision, state } => {
+                    self.desired.send_replace(Some((revision, state)));
+                    None
+                }
+                Output::Reply(id, answer) => {
+                    if let Some(waiting) = self.answers.remove(&id) {
+                        // Whoever asked may have gone away meanwhile.
+                        let _ = waiting.send(answer);
+                    }
+                    None
+                }
+            };
+            if let Some(answer) = answer {
+                node.handle(answer, clock());
+            }
+        }
+    }
+
+    /// Releases what was detached while the daemon was away. The files go once the release is durable: the
+    /// node's answer comes within the same drain.
+    fn bury(&mut self, node: &mut Node, now: Time) {
+        let tombstones = self.store.tombstones();
+        if !tombstones.is_empty() {
+            tracing::info!(attachments = tombstones.len(), "detached while the daemon was away");
+            node.handle(Input::Tombstones(tombstones.iter().map(|(id, _)| id.clone()).collect()), now);
+            self.dead_letters = tombstones;
+        }
+    }
+
+    fn unlink_tombstones(&mut self, node: &Node) {
+        for (id, path) in self.dead_letters.drain(..) {
+            if node.has_lease(&id) {
+                // The release could not be written to disk: the file stays for the next look.
+                continue;
+            }
+            if let Err(error) = files::remove_durable(&path) {
+                tracing::warn!(path = %path.display(), %error, "tombstone cannot be removed");
+            }
+        }
+    }
+}
+
+/// Tells the CNI plugin that the daemon was able to serve a moment ago.
+struct Heartbeat(PathBuf);
+
+impl Heartbeat {
+    /// The plugin looks for it beside the socket.
+    fn new(socket: &Path) -> Self {
+        Self(socket.with_file_name(HEARTBEAT_FILE))
+    }
+
+    fn beat(&self) {
+        // The plugin takes a missing heartbeat for a daemon that is gone: a warning is all there is to do.
+        if let Err(error) = std::fs::write(&self.0, b"") {
+            tracing::warn!(path = %self.0.display(), %error, "heartbeat cannot be written");
+        }
+    }
+}
+
+async fn join_secret(source: SecretSource, me: mesh_keys::IdentityKey) -> Result<JoinSecret> {
+    match source {
+        SecretSource::KeyFile(path) => {
+            let bytes = Zeroizing::new(files::read_secret(&path, MAX_SECRET_FILE).context("key-file")?);
+            let text = std::str::from_utf8(&bytes)
+                .with_context(|| format!("key-file {} is not text", path.display()))?;
+            Ok(JoinSecret::Key(
+                JoinKey::from_text(text).with_context(|| format!("key-file {}", path.display()))?,
+            ))
+        }
+        SecretSource::PasswordFile(path) => {
+            let contents = files::read_secret(&path, MAX_SECRET_FILE).context("password-file")?;
+            let password = Password::from_file_contents(contents)
+                .with_context(|| format!("password-file {}", path.display()))?;
+            if let Some(weakness) = password.weakness() {
+                tracing::warn!("password-file: {weakness}");
+            }
+            // A quarter of a second of Argon2id.
+            let for_record = password.clone();
+            let record =
+                tokio::task::spawn_blocking(move || PasswordRecord::create(&for_record, &me, &mut OsRng))
+                    .await??;
+            Ok(JoinSecret::Password { password, record: Box::new(record) })
+        }
+    }
+}
+
+/// Listens for both families on one port; for IPv4 alone where the host has no IPv6.
+async fn listen(port: u16) -> Result<TcpListener> {
+    let open = |socket: std::io::Result<TcpSocket>, address: SocketAddr| -> std::io::Result<TcpListener> {
+        let socket = socket?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(1024)
+    };
+    match open(TcpSocket::new_v6(), (Ipv6Addr::UNSPECIFIED, port).into()) {
+        Err(error) if error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT) => {
+            Ok(open(TcpSocket::new_v4(), (Ipv4Addr::UNSPECIFIED, port).into())?)
+        }
+        other => Ok(other?),
+    }
+}
+
+async fn accept(listener: TcpListener, tls: TlsIdentity, events: mpsc::Sender<LinkEvent>) {
+    loop {
+        let tcp: TcpStream = match listener.accept().await {
+            Ok((tcp, _)) => tcp,
+            Err(error) => {
+                // Out of file descriptors, most likely: let some close.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (tls, events) = (tls.clone(), events.clone());
+        tokio::spawn(async move {
+            match session::accept(tcp, &tls, HANDSHAKE_LIMIT).await {
+                Ok(session) => {
+                    let _ = events.send(LinkEvent::Accepted(Box::new(session))).await;
+                }
+                Err(error) => tracing::debug!("{error}"),
+            }
+        });
+    }
+}
+
+/// The seeds with what their names resolve to now.
+async fn resolve(config: &Config) -> Vec<Seed> {
+    let mut seeds = Vec::new();
+    for join in &config.join {
+        let mut addresses: Vec<SocketAddr> =
+            match tokio::net::lookup_host((join.host.as_str(), join.port)).await {
+                Ok(found) => found.collect(),
+                Err(error) => {
+                    tracing::warn!(join = %join, %error, "name does not resolve; it is tried again");
+                    Vec::new()
+                }
+            };
+        addresses.sort_unstable();
+        addresses.dedup();
+        seeds.push(Seed { text: join.to_string(), addresses });
+    }
+    seeds
+}
+
+fn boot_id() -> Result<String> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    Ok(std::fs::read_to_string(path).with_context(|| path.to_owned())?.trim().to_owned())
+}
+
+fn stop_signal() -> Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+    })
+}
