@@ -1,0 +1,62 @@
+//! One frame of a control session.
+
+use mesh_core::message::{Hello, Message, PROTOCOL, Refusal, RefusalCode};
+use mesh_keys::WgPublic;
+
+use crate::Target;
+use crate::world::WORLD;
+
+pub(crate) const TARGET: Target = Target {
+    name: "message",
+    run,
+    seeds,
+    words: &[&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01], &[0xff; 4], &[0x7f]],
+};
+
+fn run(data: &[u8]) {
+    let Ok(message) = Message::decode(data) else { return };
+    let written = message.encode();
+    assert!(!message.kind().is_empty());
+    assert!(!written.is_empty(), "a {} cannot be written", message.kind());
+    // Numbers have more than one encoding, so the bytes may differ from those received; never twice, though.
+    let again = Message::decode(&written).expect("what we write we read");
+    assert_eq!(again.encode(), written);
+    if let Message::Refuse(refusal) = &message {
+        let shown = refusal.printable_reason();
+        assert!(shown.chars().count() <= Refusal::MAX_REASON && !shown.chars().any(char::is_control));
+    }
+    if let Message::Push { delta } | Message::Welcome { view: delta, .. } = &message {
+        let mut view = WORLD.view();
+        view.merge(delta);
+        let after = view.fingerprint();
+        assert!(
+            view.merge(delta).new.is_empty() && view.fingerprint() == after,
+            "merging twice is merging once"
+        );
+    }
+    if let Message::Digest { digest, .. } = &message {
+        let view = WORLD.view();
+        // What we have and they have not is named, and what we lack is asked for: neither may panic, and a digest of
+        // our own has neither.
+        assert!(view.missing_in(&view.digest()).is_empty() && !view.lacks(&view.digest()));
+        assert!(view.missing_in(digest).admissions.len() <= view.digest().admissions.len());
+        let _asked = view.lacks(digest);
+    }
+}
+
+fn seeds() -> Vec<(&'static str, Vec<u8>)> {
+    let view = WORLD.view();
+    let keys = (WgPublic::from_bytes([1; 32]), WgPublic::from_bytes([2; 32]));
+    let messages = [
+        ("hello", Message::Hello(Box::new(Hello::Joiner { protocol: PROTOCOL, name: "node-c".to_owned() }))),
+        ("refusal", Message::Refuse(Refusal::new(RefusalCode::WrongPassword, "the password is wrong"))),
+        ("offer", Message::JoinOffer { key: true, password: false }),
+        ("welcome", Message::Welcome { genesis: WORLD.genesis.encode(), view: view.to_delta() }),
+        ("summary", Message::Summary { fingerprint: view.fingerprint() }),
+        ("digest", Message::Digest { digest: view.digest(), answer: true }),
+        ("push", Message::Push { delta: view.to_delta() }),
+        ("psk-offer", Message::PskOffer { keys, epoch: 1 }),
+        ("psk-commit", Message::PskCommit { epoch: u64::MAX }),
+    ];
+    messages.into_iter().map(|(name, message)| (name, message.encode())).collect()
+}
