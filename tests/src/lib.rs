@@ -9,7 +9,7 @@ use mesh_lab::{Binaries, Family, Host, Lab, Options, PingOptions, Pod, poll_unti
 /// Both address families.
 pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
-/// The options of a lab. One of that name that a killed run has left is removed.
+/// The options of a lab. One of that name that a killed run has left is removed. Daemons log as `RUST_LOG` says.
 ///
 /// # Panics
 /// Without root, or without the programs under test.
@@ -21,7 +21,7 @@ pub fn options(name: &str) -> Options {
     let binaries = Binaries::beside_current_exe().expect("the path of the test");
     binaries.check().expect("the programs under test (`cargo xtask test` builds them)");
     Lab::down(name).expect("removing what an earlier run has left");
-    Options::new(name, binaries)
+    Options { log_filter: std::env::var("RUST_LOG").ok(), ..Options::new(name, binaries) }
 }
 
 /// A lab of daemons that are ready.
@@ -50,6 +50,12 @@ pub fn reaches_within(from: &Pod, to: &Pod, family: Family, limit: Duration) {
         from.ping(to.address(family), options).is_ok_and(|stats| stats.all_answered())
     })
     .expect("a ping");
+}
+
+/// What the daemons have logged, for the message of a failed test.
+pub fn logs(lab: &Lab) -> String {
+    let log = |host: &Host| host.log().unwrap_or_else(|error| format!("{error:#}"));
+    lab.hosts().iter().map(|host| format!("--- log of {} ---\n{}", host.name(), log(host))).collect()
 }
 
 /// The cluster id that a node says it is in.

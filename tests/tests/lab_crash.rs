@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use mesh_lab::{Family, Options, poll_until};
-use mesh_tests::{FAMILIES, every, options, reaches_within, up};
+use mesh_tests::{FAMILIES, every, logs, options, reaches_within, up};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -30,14 +30,20 @@ fn a_killed_daemon_loses_no_ping_and_comes_back_as_it_was() {
         // Nobody is there to help: what works now works by itself.
         for family in FAMILIES {
             let stats = a.ping(b.address(family), every(Duration::from_millis(10), 50)).unwrap();
-            assert!(stats.all_answered(), "daemon down: {stats:?}");
+            assert!(stats.all_answered(), "daemon of {} down: {stats:?}\n{}", host.name(), logs(&lab));
         }
         host.restart_daemon().unwrap();
         host.wait_ready(20 * SECOND).unwrap();
-        for ping in pings {
+        for (family, ping) in FAMILIES.iter().zip(pings) {
             let stats = ping.stop().unwrap();
-            println!("kill -9 and restart of {}: {} sent, {} lost", host.name(), stats.sent, stats.lost);
-            assert!(stats.all_answered(), "{stats:?}");
+            println!(
+                "kill -9 and restart of {}: {family:?}, {} sent, {} lost, longest gap {}",
+                host.name(),
+                stats.sent,
+                stats.lost,
+                stats.longest_gap
+            );
+            assert!(stats.all_answered(), "{stats:?}\n{}", logs(&lab));
         }
         let after = host.status().unwrap();
         for field in ["node", "cluster", "addresses", "attachments"] {

@@ -55,6 +55,8 @@ pub struct PingStats {
     pub refused: Option<String>,
     /// The longest run of requests without an answer.
     pub longest_gap: u32,
+    /// Number of the first request without an answer.
+    pub first_lost: Option<usize>,
 }
 
 impl PingStats {
@@ -140,6 +142,7 @@ pub(crate) fn ping(target: IpAddr, options: PingOptions, stop: &AtomicBool) -> i
     }
     stats.lost = stats.sent - stats.received;
     stats.longest_gap = longest_gap(&answered);
+    stats.first_lost = answered.iter().position(|answered| !answered);
     Ok(stats)
 }
 

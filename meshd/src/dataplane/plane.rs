@@ -158,6 +158,7 @@ impl Plane {
             lanes: desired.lanes.keys().map(String::as_str).collect(),
         };
         for op in &ops {
+            tracing::debug!(action = describe(op), "the kernel is told");
             if let Err(error) = self.apply(op, &mut round) {
                 let text = format!("{error:#}");
                 tracing::debug!(object = object(op, desired), text, "not done");

@@ -162,7 +162,7 @@ pub enum SessionStatus {
 /// The tunnel to a member.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TunnelStatus {
-    /// Whether a pre-shared key is agreed and traffic may use the tunnel.
+    /// Whether the kernel sends what is for the member's ranges into the tunnel.
     pub ready: bool,
     /// Where its packets go.
     pub endpoint: Option<SocketAddr>,

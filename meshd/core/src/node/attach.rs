@@ -212,8 +212,8 @@ impl Node {
     }
 
     pub(super) fn activated(&mut self, request: RequestId, id: AttachmentId) {
-        self.recompute_desired();
-        self.activating.push((request, id, self.revision));
+        let revision = self.recompute_desired();
+        self.activating.push((request, id, revision));
         self.activations_applied();
     }
 
@@ -228,6 +228,9 @@ impl Node {
             tracing::warn!(object = problem.object, "{}", problem.text);
         }
         self.applied = self.applied.max(revision);
+        if revision == self.revision {
+            self.in_kernel = self.desired.clone();
+        }
         self.problems = problems;
         self.pairs_applied();
         self.activations_applied();

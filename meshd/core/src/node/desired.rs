@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use mesh_keys::{IdentityKey, NodeId, WgPublic};
 
-use super::{HostFacts, Node, Output};
+use super::{HostFacts, MAX_FLUSH_PAUSE, Node, Output};
 use crate::api::{AttachmentState, BRIDGE};
 use crate::host::{Bridge, Guard, HostState, Lane, LanePeer, Port, PortGuard, Route};
 use crate::leases::ipv6_for;
@@ -35,16 +35,29 @@ impl Node {
         self.config.mtu.unwrap_or(underlay.saturating_sub(WIREGUARD_OVERHEAD)).max(MIN_MTU)
     }
 
-    /// Computes the desired state; when it is new, it goes out as [`Output::Desired`].
-    pub(super) fn recompute_desired(&mut self) {
-        let (Some(view), Some(host)) = (&self.view, &self.host) else { return };
+    /// Computes the desired state; when it is new, it goes out as [`Output::Desired`]. Returns the revision that
+    /// has, or will have, what this node wants now.
+    ///
+    /// What the state follows from is durable first: a daemon that is killed at any instant wants the same when
+    /// it is back, so it takes nothing away from the kernel. In a burst of changes the state waits for the next
+    /// write, which is at most [`MAX_FLUSH_PAUSE`] away.
+    pub(super) fn recompute_desired(&mut self) -> u64 {
+        let (Some(view), Some(host)) = (&self.view, &self.host) else { return self.revision };
         let desired = self.desired_state(view, host);
-        if self.revision == 0 || *self.desired != desired {
-            self.revision += 1;
-            self.desired = Arc::new(desired);
-            let (revision, state) = (self.revision, self.desired.clone());
-            self.emit(Output::Desired { revision, state });
+        if self.revision > 0 && *self.desired == desired {
+            return self.revision;
         }
+        // A disk that fails holds nothing up: its next try is further away.
+        let pause = self.next_flush.since(self.now);
+        if !self.dirty.is_empty() && !pause.is_zero() && pause <= MAX_FLUSH_PAUSE {
+            return self.revision + 1;
+        }
+        self.flush();
+        self.revision += 1;
+        self.desired = Arc::new(desired);
+        let (revision, state) = (self.revision, self.desired.clone());
+        self.emit(Output::Desired { revision, state });
+        revision
     }
 
     fn desired_state(&self, view: &View, host: &HostFacts) -> HostState {

@@ -344,10 +344,13 @@ pub struct Node {
     tickets: u64,
     /// What has changed since it was last written.
     dirty: BTreeSet<StateFile>,
+    flushed: Time,
     next_flush: Time,
     desired: Arc<HostState>,
     revision: u64,
     applied: u64,
+    /// What the kernel had when it last was as wanted.
+    in_kernel: Arc<HostState>,
     problems: Vec<Problem>,
     /// Activations that wait for a revision.
     activating: Vec<(RequestId, AttachmentId, u64)>,
@@ -406,10 +409,12 @@ impl Node {
             pending: BTreeMap::new(),
             tickets: 0,
             dirty: BTreeSet::new(),
+            flushed: now,
             next_flush: now,
             desired: Arc::new(HostState::default()),
             revision: 0,
             applied: 0,
+            in_kernel: Arc::new(HostState::default()),
             problems: Vec::new(),
             activating: Vec::new(),
             outputs: VecDeque::new(),
@@ -532,10 +537,11 @@ impl Node {
         }
     }
 
-    /// Writes what has changed and nobody waits for, several changes at once.
+    /// Writes what has changed, several changes at once.
     fn flush(&mut self) {
         if !self.dirty.is_empty() && self.now >= self.next_flush {
-            self.next_flush = self.now + FLUSH_EVERY;
+            self.flushed = self.now;
+            self.next_flush = self.now + MAX_FLUSH_PAUSE;
             let files: Vec<_> = self.dirty.iter().copied().collect();
             self.persist(&files, Pending::Nothing);
         }
@@ -551,7 +557,11 @@ impl Node {
 
     fn on_persisted(&mut self, ticket: Ticket) {
         match self.pending.remove(&ticket) {
-            None | Some(Pending::Nothing) => {}
+            None => {}
+            Some(Pending::Nothing) => {
+                let took = self.now.since(self.flushed);
+                self.next_flush = self.now + (took * FLUSH_SHARE).clamp(MIN_TICK, MAX_FLUSH_PAUSE);
+            }
             Some(Pending::Member { view, sponsor }) => self.become_member(*view, sponsor),
             Some(Pending::Welcome { session, delta }) => self.welcome(session, *delta),
             Some(Pending::Granted { delta }) => self.broadcast(&delta, None),
@@ -594,8 +604,12 @@ impl Node {
 /// How long the node may sleep when it expects nothing.
 const IDLE_TICK: Duration = Duration::from_secs(30);
 
-/// Pause between two writes of what nobody waits for.
-const FLUSH_EVERY: Duration = Duration::from_millis(200);
+/// Pauses between writes are this many times as long as the last write took: a large state on a slow disk leaves
+/// time for other things.
+const FLUSH_SHARE: u32 = 4;
+
+/// Longest pause between two writes.
+const MAX_FLUSH_PAUSE: Duration = Duration::from_millis(200);
 
 /// Pause after a write that failed.
 const FLUSH_RETRY: Duration = Duration::from_secs(5);

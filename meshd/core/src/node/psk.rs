@@ -237,8 +237,7 @@ impl Node {
 
     /// Sends `message` as soon as the kernel has what this node now wants.
     fn say_when_applied(&mut self, peer: NodeId, session: SessionId, message: Message) {
-        self.recompute_desired();
-        let revision = self.revision;
+        let revision = self.recompute_desired();
         if let Some(pair) = self.pairs.get_mut(&peer) {
             pair.when_applied = Some((revision, session, message));
         }

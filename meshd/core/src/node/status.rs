@@ -1,11 +1,14 @@
 //! The node's account of itself, for `meshctl status` and `/metrics`.
 
+use ipnet::IpNet;
+
 use super::Node;
 use super::desired::ranges_of;
 use crate::api::{
     AddressStatus, ClusterStatus, LaneStatus, Membership, NodeStatus, PeerStatus, SCHEMA_VERSION,
     SessionStatus, Status, TunnelStatus,
 };
+use crate::host::Route;
 use crate::leases::ipv6_for;
 
 impl Node {
@@ -85,6 +88,14 @@ impl Node {
             .collect()
     }
 
+    /// Whether the kernel sends packets for `range` into a tunnel.
+    fn leads_to_lane(&self, range: &IpNet) -> bool {
+        matches!(
+            self.in_kernel.routes.get(range),
+            Some(Route::Device { device, .. }) if self.in_kernel.lanes.contains_key(device)
+        )
+    }
+
     fn peer_status(&self) -> Vec<PeerStatus> {
         let Some(view) = &self.view else { return Vec::new() };
         view.records()
@@ -99,16 +110,14 @@ impl Node {
                 };
                 let facts = record.lanes.first().and_then(|lane| self.tunnels.get(&lane.key)).copied();
                 let facts = facts.unwrap_or_default();
-                let ready = self
-                    .tunnel_keys(id)
-                    .and_then(|keys| self.pairs.get(id)?.key_for(keys))
-                    .is_some_and(|(_, confirmed)| confirmed);
+                let ranges = ranges_of(view, &record.node, record);
+                let ready = ranges.iter().all(|range| self.leads_to_lane(range));
                 PeerStatus {
                     id: id.to_string(),
                     name: record.name.clone(),
                     version: record.software.clone(),
                     advertised: record.endpoints.clone(),
-                    ranges: ranges_of(view, &record.node, record).into_iter().collect(),
+                    ranges: ranges.into_iter().collect(),
                     mesh_ipv4: record.mesh_ipv4,
                     mesh_ipv6: ipv6_for(
                         record.ipv6_prefix(),

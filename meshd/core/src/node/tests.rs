@@ -104,20 +104,31 @@ impl Sim {
     pub(super) fn start(&mut self, at: usize) {
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
-        let now = self.now;
-        let host = &mut self.hosts[at];
-        let mut stored = Stored::decode(&host.disk).unwrap();
-        stored.node.generation += 1;
-        host.disk.insert(StateFile::Node, state::encode_node(&stored.node));
-        let secret = match &host.secret {
+        let secret = match &self.hosts[at].secret {
             SimSecret::Key(byte) => JoinSecret::Key(JoinKey::from_secret(Secret32::from_bytes([*byte; 32]))),
             SimSecret::Password(text) => {
                 let password = Password::from_file_contents(text.as_bytes().to_vec()).unwrap();
-                let record =
-                    PasswordRecord::create(&password, &host.identity.public(), &mut self.rng).unwrap();
+                let me = self.hosts[at].identity.public();
+                let record = PasswordRecord::create(&password, &me, &mut self.rng).unwrap();
                 JoinSecret::Password { password, record: Box::new(record) }
             }
         };
+        let node = self.boot(at, secret, seed);
+        let host = &mut self.hosts[at];
+        host.disk.insert(StateFile::Node, state::encode_node(&node.stored));
+        host.node = Some(node);
+        self.input(at, Input::Host(Self::facts(at)));
+    }
+
+    fn facts(at: usize) -> HostFacts {
+        HostFacts { addresses: vec![address(at).ip()], underlay_mtu: Some(1500), ..HostFacts::default() }
+    }
+
+    /// What the host's disk makes of it.
+    fn boot(&self, at: usize, secret: JoinSecret, seed: [u8; 32]) -> Node {
+        let host = &self.hosts[at];
+        let mut stored = Stored::decode(&host.disk).unwrap();
+        stored.node.generation += 1;
         let config = Config {
             name: format!("host{at}"),
             cluster_name: "sim".into(),
@@ -142,10 +153,19 @@ impl Sim {
             boot: "boot".into(),
             backend: (Backend::Userspace, "simulated".into()),
         };
-        host.node = Some(Node::new(config, host.identity.clone(), stored, seed, now));
-        let facts =
-            HostFacts { addresses: vec![address(at).ip()], underlay_mtu: Some(1500), ..HostFacts::default() };
-        self.input(at, Input::Host(facts));
+        Node::new(config, host.identity.clone(), stored, seed, self.now)
+    }
+
+    /// A daemon that is killed at this instant, and comes back, changes nothing in the kernel.
+    fn check_crash(&self, at: usize) {
+        let secret = JoinSecret::Key(JoinKey::from_secret(Secret32::from_bytes([0; 32])));
+        let mut reborn = self.boot(at, secret, [0; 32]);
+        reborn.handle(Input::Host(Self::facts(at)), self.now);
+        let state = std::iter::from_fn(|| Some(reborn.poll_output()))
+            .take_while(|output| !matches!(output, Output::Timeout(_)))
+            .find_map(|output| if let Output::Desired { state, .. } = output { Some(state) } else { None })
+            .expect("a member knows what the kernel should hold");
+        assert_eq!(diff(&self.hosts[at].kernel, &state), [], "host{at} forgets when it is killed");
     }
 
     /// The process dies: what is on disk and in the kernel stays.
@@ -258,6 +278,9 @@ impl Sim {
                         kernel.apply(&op);
                     }
                     assert_eq!(diff(kernel, &state), [], "applying the difference leaves none");
+                    if !self.hosts[at].disk_full {
+                        self.check_crash(at);
+                    }
                     self.schedule(Duration::from_millis(2), Event::Applied { to: at, revision });
                 }
                 Output::Reply(id, answer) => {
