@@ -218,11 +218,15 @@ fn s060_a_second_interface_comes_and_goes_without_touching_the_first() {
     }
     // The host takes packets of an address at that address's port only: none of the answers may take the other.
     let before_talk = transmitted(&pod.namespace);
-    talk(&rig.host.netns, &pod.namespace.netns, address(&second, 0));
-    talk(&rig.host.netns, &pod.namespace.netns, address(&second, 1));
+    for _ in 0..10 {
+        talk(&rig.host.netns, &pod.namespace.netns, address(&second, 0));
+        talk(&rig.host.netns, &pod.namespace.netns, address(&second, 1));
+    }
     let after_talk = transmitted(&pod.namespace);
-    assert_eq!(before_talk["eth0"], after_talk["eth0"]);
-    assert!(before_talk["net1"] < after_talk["net1"]);
+    // A neighbour may be asked for, or a multicast group reported, at any moment; an answer each would be more.
+    let strays = after_talk["eth0"] - before_talk["eth0"];
+    assert!(strays < 10, "{strays} packets by the first interface");
+    assert!(after_talk["net1"] >= before_talk["net1"] + 20, "{before_talk:?} {after_talk:?}");
     check(&rig, &pod, &first).silent();
     rig.call("CHECK", &pod, json!({"prevResult": second})).env("CNI_IFNAME", "net1").run().silent();
     rig.call("DEL", &pod, json!({})).env("CNI_IFNAME", "net1").run().silent();

@@ -93,7 +93,7 @@ fn a_pod_is_told_that_it_has_no_way_out_of_the_cluster() {
     let mut plane = node.plane();
     node.reach(&mut plane, &node.desired(true));
     for to in ["192.0.2.2", "2001:db8::2"] {
-        let output = node.pods[0].ns.try_sh(&format!("ping -c1 -w1 -n {to}"));
+        let output = node.pods[0].ns.try_sh(&format!("ping -c5 -i0.2 -w2 -n {to}"));
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(!output.status.success(), "a pod got out to {to}");
         assert!(text.contains("filtered") || text.contains("prohibited"), "{to}: {text}");
