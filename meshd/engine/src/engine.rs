@@ -1,6 +1,7 @@
 //! Putting the device together, and taking it apart.
 
 use std::io;
+use std::num::NonZero;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,6 +23,9 @@ use crate::{inbound, outbound, timers};
 
 /// What the TUN device starts with: fits an IPv6 underlay of 1,500 bytes.
 const DEFAULT_MTU: u32 = 1420;
+
+/// Most threads for one direction. Further processors are for what the packets are for.
+const MAX_THREADS: usize = 8;
 
 /// Why the device did not start. Nothing was left behind.
 #[derive(Debug, thiserror::Error)]
@@ -115,7 +119,8 @@ impl Engine {
         let signals = SignalFd::with_flags(&mask, flags).map_err(errno("listening for signals"))?;
         let links = LinkWatch::new().map_err(io("listening for changes of links"))?;
 
-        let tun = Tun::open(name)?;
+        let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(MAX_THREADS);
+        let tun = Tun::open(name, threads * outbound::QUEUES)?;
         tun.set_mtu(DEFAULT_MTU).map_err(io("setting the interface's MTU"))?;
         let device = Arc::new(Device::new(DEFAULT_MTU).map_err(io("making events"))?);
         let socket = SocketFile::bind(socket)?;
@@ -126,10 +131,13 @@ impl Engine {
 
         let tun = Arc::new(tun);
         let mut engine = Self { device, tun, socket, links, signals, failure, threads: Vec::new() };
-        let started = engine.spawn("outbound", |device, tun| match outbound::run(device, tun) {
-            Ok(outbound::Ended::Stopped) => None,
-            Ok(outbound::Ended::DeviceGone) => Some(Ok(Exit::InterfaceGone)),
-            Err(error) => Some(Err(error.to_string())),
+        let threads = threads.min(engine.tun.queues().len());
+        let started = (0..threads).try_for_each(|number| {
+            engine.spawn("outbound", move |device, tun| match outbound::run(device, tun, number, threads) {
+                Ok(outbound::Ended::Stopped) => None,
+                Ok(outbound::Ended::DeviceGone) => Some(Ok(Exit::InterfaceGone)),
+                Err(error) => Some(Err(error.to_string())),
+            })
         });
         let started = started.and_then(|()| {
             engine.spawn("inbound", |device, tun| {

@@ -2,43 +2,36 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Range;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use boringtun::noise::TunnResult;
-use mesh_sys::tun::{Coalescer, Tun};
-use mesh_sys::udp::{Datagrams, Destination, ReceiveBatch, SendBatch, Sockets, UdpSocket};
+use mesh_sys::tun::{Coalescer, Tun, steer};
+use mesh_sys::udp::{Destination, Piece, ReceiveBatch, SendBatch, Sockets, UdpSocket};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::counters::DropReason;
 use crate::device::Device;
-use crate::index::Prefix;
-use crate::initiation::{self, INITIATION_LEN};
-use crate::tunnel::{Opened, Refused, word};
+use crate::handshake::{self, COOKIE, COOKIE_LEN, DATA, INITIATION, INITIATION_LEN, RESPONSE, RESPONSE_LEN};
+use crate::peer::Peer;
+use crate::session::{HEADER_LEN, OVERHEAD};
+use crate::tunnel::{Received, Refused, word};
 
 /// Pieces of up to 64 KiB per system call.
 const SLOTS: usize = 8;
 /// Calls per socket before the other one has its turn.
 const TURNS: usize = 4;
-/// Plaintext collected before it is written: all that one call can bring.
-const ARENA: usize = SLOTS * (64 << 10);
 /// Answers to handshakes, and packets that waited for one.
 const BATCH: usize = 512 << 10;
-/// Longest plaintext of one piece of datagrams.
-const PIECE: usize = 64 << 10;
+
+/// Messages of one session in a run, mostly: what one piece holds.
+const RUN: usize = 64;
 
 /// Pause after a failure that would otherwise repeat at once.
 const RELIEF: Duration = Duration::from_millis(100);
-
-const DATA: u32 = 4;
-const DATA_MIN: usize = 32;
-const RESPONSE: u32 = 2;
-const RESPONSE_LEN: usize = 92;
-const COOKIE: u32 = 3;
-const COOKIE_LEN: usize = 64;
-const INITIATION: u32 = 1;
 
 /// The thread's body. Ends when it is asked to.
 pub(crate) fn run(device: &Device, tun: &Tun) -> io::Result<()> {
@@ -46,9 +39,9 @@ pub(crate) fn run(device: &Device, tun: &Tun) -> io::Result<()> {
     let mut inbound = Inbound {
         device,
         tun,
-        arena: vec![0; ARENA + PIECE].into_boxed_slice(),
-        used: 0,
         coalescer: Coalescer::new(tun.offloads().udp),
+        run: Vec::with_capacity(RUN),
+        places: Vec::with_capacity(RUN),
         batch: SendBatch::new(BATCH),
         refused: false,
     };
@@ -88,10 +81,10 @@ fn wait(device: &Device, sockets: Option<&Sockets>) -> io::Result<()> {
 struct Inbound<'a> {
     device: &'a Device,
     tun: &'a Tun,
-    /// Plaintext packets one behind the other.
-    arena: Box<[u8]>,
-    used: usize,
     coalescer: Coalescer,
+    /// Messages of one session that were opened, and where in the memory they lie; reused.
+    run: Vec<Received>,
+    places: Vec<Range<usize>>,
     batch: SendBatch,
     /// The TUN device refused the last packet; said once.
     refused: bool,
@@ -111,68 +104,77 @@ impl Inbound<'_> {
                 }
             }
             let now = Instant::now();
-            for datagrams in receive.iter() {
-                if self.used + PIECE > ARENA {
-                    self.write();
-                }
-                self.take(&datagrams, now);
+            let (pieces, data) = receive.parts();
+            for piece in pieces {
+                self.take(piece, data, now);
             }
-            self.write();
+            self.write(data);
             self.device.send(&mut self.batch);
         }
     }
 
-    fn take(&mut self, datagrams: &Datagrams<'_>, now: Instant) {
+    fn take(&mut self, piece: &Piece, data: &mut [u8], now: Instant) {
         let from = Destination {
-            address: datagrams.from,
-            source: datagrams.to.filter(|to| to.address.is_ipv4() == datagrams.from.is_ipv4()),
+            address: piece.from,
+            source: piece.to.filter(|to| to.address.is_ipv4() == piece.from.is_ipv4()),
         };
-        let mut datagrams = datagrams.iter().peekable();
-        while let Some(first) = datagrams.peek().copied() {
-            let Some(prefix) = data_prefix(first) else {
-                datagrams.next();
-                self.take_handshake(first, &from, now);
+        let mut datagrams = piece.datagrams().peekable();
+        while let Some(first) = datagrams.next() {
+            let Some(index) = data_index(&data[first.clone()]) else {
+                self.take_handshake(&data[first], &from, now);
                 continue;
             };
-            let Some(peer) = self.device.indices.peer(prefix) else {
-                datagrams.next();
+            let Some((peer, session)) = self.device.indices.session(index) else {
                 self.device.counters.count(DropReason::UnknownDatagram);
                 continue;
             };
-            // One lock for a run of packets of one peer, which is decryption of at most 64 KiB: about 50 µs.
-            let mut tunnel = peer.tunnel();
-            let allowed = self.device.allowed();
-            let mut last_source = None;
-            while let Some(message) = datagrams.next_if(|next| data_prefix(next) == Some(prefix)) {
-                let plain = &mut self.arena[self.used..];
-                let length = match tunnel.open(message, &from, now, plain, &mut self.batch) {
-                    Ok(Opened::Packet(length)) => length,
-                    Ok(Opened::Keepalive) => continue,
-                    Err(reason) => {
-                        tracing::trace!(peer = %peer.key, %reason, "data message dropped");
-                        self.device.counters.count(DropReason::NotAuthentic);
-                        continue;
+            // A run of messages of one session is opened without any lock, and accounted for with one.
+            let mut next = Some(first);
+            while let Some(place) = next {
+                match session.open(&mut data[place.clone()]) {
+                    Ok((counter, length)) => {
+                        let message = place.len();
+                        self.run.push(Received { counter, length: message, data: length > 0, fresh: false });
+                        self.places.push(place.start + HEADER_LEN..place.start + HEADER_LEN + length);
                     }
-                };
-                let Some(source) = source(&plain[..length]) else {
-                    self.device.counters.count(DropReason::MalformedPacket);
-                    continue;
-                };
-                if last_source != Some(source) {
-                    if !allowed.lookup(source).is_some_and(|owner| Arc::ptr_eq(owner, &peer)) {
-                        tracing::debug!(peer = %peer.key, %source, "packet with a foreign source address dropped");
-                        self.device.counters.count(DropReason::ForeignSource);
-                        continue;
-                    }
-                    last_source = Some(source);
+                    Err(_) => self.device.counters.count(DropReason::NotAuthentic),
                 }
-                let range = self.used..self.used + length;
-                self.used = range.end;
-                self.coalescer.push(&self.arena, range);
+                next = datagrams.next_if(|next| data_index(&data[next.clone()]) == Some(index));
             }
-            drop(allowed);
-            drop(tunnel);
+            let noticed = peer.tunnel().receive(&session, &from, now, &mut self.run, &mut self.batch);
+            if let Err(reason) = noticed {
+                tracing::trace!(peer = %peer.key, %reason, "data messages dropped");
+            }
+            self.collect(&peer, data);
             self.device.timers.arm(&peer);
+        }
+    }
+
+    /// Has the packets of a run written, if they are from an address of their peer.
+    fn collect(&mut self, peer: &Arc<Peer>, data: &[u8]) {
+        let allowed = self.device.allowed();
+        let mut last_source = None;
+        for (message, place) in self.run.drain(..).zip(self.places.drain(..)) {
+            if !message.fresh {
+                self.device.counters.count(DropReason::NotAuthentic);
+                continue;
+            }
+            if !message.data {
+                continue;
+            }
+            let Some((source, length)) = source_and_length(&data[place.clone()]) else {
+                self.device.counters.count(DropReason::MalformedPacket);
+                continue;
+            };
+            if last_source != Some(source) {
+                if !allowed.lookup(source).is_some_and(|owner| Arc::ptr_eq(owner, peer)) {
+                    tracing::debug!(peer = %peer.key, %source, "packet with a foreign source address dropped");
+                    self.device.counters.count(DropReason::ForeignSource);
+                    continue;
+                }
+                last_source = Some(source);
+            }
+            self.coalescer.push(data, place.start..place.start + length);
         }
     }
 
@@ -183,7 +185,7 @@ impl Inbound<'_> {
         let result = match (word(message, 0), message.len()) {
             (Some(INITIATION), INITIATION_LEN) => self.take_initiation(message, from, now),
             (Some(RESPONSE), RESPONSE_LEN) => self.take_response(message, from, now),
-            (Some(COOKIE), COOKIE_LEN) => self.take_cookie(message),
+            (Some(COOKIE), COOKIE_LEN) => self.take_cookie(message, now),
             _ => Err(Refused::UnknownIndex),
         };
         if let Err(reason) = result {
@@ -225,9 +227,10 @@ impl Inbound<'_> {
         if !self.passes(&keys, message, from)? {
             return Ok(());
         }
-        let claimed = initiation::claimed(&keys, message).map_err(|_| Refused::NotAuthentic)?;
+        let mut message: [u8; INITIATION_LEN] = message.try_into().map_err(|_| Refused::NotAuthentic)?;
+        let claimed = handshake::read_initiation(&keys, &mut message).map_err(|_| Refused::NotAuthentic)?;
         let peer = self.device.peer(&claimed.sender).ok_or(Refused::UnknownIndex)?;
-        peer.tunnel().handle_initiation(claimed, message, from, now, &mut self.batch)?;
+        peer.tunnel().handle_initiation(claimed, from, now, &mut self.batch)?;
         self.device.timers.arm(&peer);
         Ok(())
     }
@@ -237,23 +240,25 @@ impl Inbound<'_> {
         if !self.passes(&keys, message, from)? {
             return Ok(());
         }
-        let prefix = Prefix::of(word(message, 8).ok_or(Refused::NotAuthentic)?);
-        let peer = self.device.indices.peer(prefix).ok_or(Refused::UnknownIndex)?;
+        let index = word(message, 8).ok_or(Refused::NotAuthentic)?;
+        let peer = self.device.indices.peer(index).ok_or(Refused::UnknownIndex)?;
         peer.tunnel().handle_response(message, from, now, &mut self.batch)?;
         self.device.timers.arm(&peer);
         Ok(())
     }
 
-    fn take_cookie(&mut self, message: &[u8]) -> Result<(), Refused> {
-        let prefix = Prefix::of(word(message, 4).ok_or(Refused::NotAuthentic)?);
-        let peer = self.device.indices.peer(prefix).ok_or(Refused::UnknownIndex)?;
-        peer.tunnel().handle_cookie(message)
+    fn take_cookie(&mut self, message: &[u8], now: Instant) -> Result<(), Refused> {
+        let index = word(message, 4).ok_or(Refused::NotAuthentic)?;
+        let peer = self.device.indices.peer(index).ok_or(Refused::UnknownIndex)?;
+        peer.tunnel().handle_cookie(message, now)
     }
 
-    /// Writes what has been collected.
-    fn write(&mut self) {
-        for packet in self.coalescer.finish(&mut self.arena) {
-            match self.tun.write(&packet, &self.arena) {
+    /// Writes what has been collected, each flow to its queue.
+    fn write(&mut self, data: &mut [u8]) {
+        let queues = self.tun.queues();
+        for packet in self.coalescer.finish(data) {
+            let queue = steer(&data[packet.pieces[0].clone()], queues.len());
+            match queues[queue].write(&packet, data) {
                 Ok(()) => self.refused = false,
                 Err(error) => {
                     self.device.counters.count_many(DropReason::TunRefused, packet.pieces.len());
@@ -265,28 +270,30 @@ impl Inbound<'_> {
             }
         }
         self.coalescer.clear();
-        self.used = 0;
     }
 }
 
-fn data_prefix(message: &[u8]) -> Option<Prefix> {
-    if message.len() < DATA_MIN || word(message, 0)? != DATA {
+/// The receiver index of a data message.
+fn data_index(message: &[u8]) -> Option<u32> {
+    if message.len() < OVERHEAD || word(message, 0)? != DATA {
         return None;
     }
-    Some(Prefix::of(word(message, 4)?))
+    word(message, 4)
 }
 
-/// The source of a packet whose header is complete.
-fn source(packet: &[u8]) -> Option<IpAddr> {
-    match packet.first()? >> 4 {
+/// Source and length of a packet that may be followed by padding.
+fn source_and_length(packet: &[u8]) -> Option<(IpAddr, usize)> {
+    let length = |at: usize| Some(usize::from(u16::from_be_bytes([*packet.get(at)?, *packet.get(at + 1)?])));
+    let (source, length) = match packet.first()? >> 4 {
         4 if packet.len() >= 20 => {
             let octets: [u8; 4] = packet[12..16].try_into().ok()?;
-            Some(Ipv4Addr::from(octets).into())
+            (Ipv4Addr::from(octets).into(), length(2).filter(|length| *length >= 20)?)
         }
         6 if packet.len() >= 40 => {
             let octets: [u8; 16] = packet[8..24].try_into().ok()?;
-            Some(Ipv6Addr::from(octets).into())
+            (Ipv6Addr::from(octets).into(), length(4)? + 40)
         }
-        _ => None,
-    }
+        _ => return None,
+    };
+    (length <= packet.len()).then_some((source, length))
 }

@@ -1,50 +1,58 @@
-//! Which peer a datagram is for: the table of receiver indices.
+//! What a datagram is for: the table of receiver indices.
 //!
-//! boringtun counts sessions in the low 8 bits of an index and leaves the high 24 bits to its user, so what is
-//! registered here is the high part. It is drawn at random, so that an observer cannot count peers.
+//! Indices are drawn at random, so that an observer cannot count peers or sessions.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard, Weak};
 
 use rand_core::{OsRng, RngCore as _};
 
 use crate::peer::Peer;
-
-/// The high 24 bits of a receiver index.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Prefix(u32);
-
-impl Prefix {
-    /// The prefix of an index from the wire.
-    pub(crate) fn of(index: u32) -> Self {
-        Self(index >> 8)
-    }
-
-    /// As boringtun wants it: shifted down.
-    pub(crate) fn for_boringtun(self) -> u32 {
-        self.0
-    }
-}
+use crate::session::Session;
 
 #[derive(Debug, Default)]
-pub(crate) struct IndexTable(RwLock<HashMap<Prefix, Weak<Peer>>>);
+pub(crate) struct IndexTable(RwLock<HashMap<u32, Entry>>);
+
+#[derive(Debug)]
+struct Entry {
+    peer: Weak<Peer>,
+    /// Nothing while the handshake is under way.
+    session: Weak<Session>,
+}
 
 impl IndexTable {
-    pub(crate) fn peer(&self, prefix: Prefix) -> Option<Arc<Peer>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&prefix)?.upgrade()
+    /// The peer of a handshake or session.
+    pub(crate) fn peer(&self, index: u32) -> Option<Arc<Peer>> {
+        let peer = self.0.read().unwrap_or_else(PoisonError::into_inner).get(&index)?.peer.clone();
+        peer.upgrade()
     }
 
-    /// Reserves a prefix for `owner` until the registration is dropped.
+    /// A session and its peer.
+    pub(crate) fn session(&self, index: u32) -> Option<(Arc<Peer>, Arc<Session>)> {
+        let (peer, session) = {
+            let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
+            let entry = table.get(&index)?;
+            (entry.peer.clone(), entry.session.clone())
+        };
+        // Outside of the lock: whoever lets go of the last reference takes registrations out of the table.
+        Some((peer.upgrade()?, session.upgrade()?))
+    }
+
+    /// Reserves an index for `owner` until the registration is dropped.
     pub(crate) fn register(self: &Arc<Self>, owner: &Weak<Peer>) -> Registration {
-        let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.write();
         loop {
-            // A peer holds at most four of 16 million, so this ends at once.
-            let prefix = Prefix(OsRng.next_u32() >> 8);
-            if let std::collections::hash_map::Entry::Vacant(entry) = table.entry(prefix) {
-                entry.insert(owner.clone());
-                return Registration { prefix, table: Arc::clone(self) };
+            // A peer holds at most four of four billion, so this ends at once.
+            let index = OsRng.next_u32();
+            if let std::collections::hash_map::Entry::Vacant(entry) = table.entry(index) {
+                entry.insert(Entry { peer: owner.clone(), session: Weak::new() });
+                return Registration { index, table: Arc::clone(self) };
             }
         }
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, HashMap<u32, Entry>> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     #[cfg(test)]
@@ -53,15 +61,24 @@ impl IndexTable {
     }
 }
 
-/// Holding it is owning the prefix.
+/// Holding it is owning the index.
 #[derive(Debug)]
 pub(crate) struct Registration {
-    pub(crate) prefix: Prefix,
+    pub(crate) index: u32,
     table: Arc<IndexTable>,
+}
+
+impl Registration {
+    /// Data messages with this index are for `session`, which holds this registration.
+    pub(crate) fn lead_to(&self, session: &Arc<Session>) {
+        if let Some(entry) = self.table.write().get_mut(&self.index) {
+            entry.session = Arc::downgrade(session);
+        }
+    }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.table.0.write().unwrap_or_else(PoisonError::into_inner).remove(&self.prefix);
+        self.table.write().remove(&self.index);
     }
 }

@@ -1,7 +1,5 @@
 //! The device's own key and what hangs on it.
 
-use std::sync::Arc;
-
 use boringtun::noise::rate_limiter::RateLimiter;
 use mesh_sys::uapi::{PublicKey, SecretKey};
 use x25519_dalek::StaticSecret;
@@ -15,11 +13,10 @@ const HANDSHAKES_PER_SECOND: u64 = 500;
 pub(crate) struct LocalKeys {
     pub(crate) private: StaticSecret,
     pub(crate) public: PublicKey,
+    /// The same, as the key exchange takes it.
+    pub(crate) dh_public: x25519_dalek::PublicKey,
     /// Checks MAC1 and, under load, MAC2 of every handshake message.
     pub(crate) limiter: RateLimiter,
-    /// boringtun's `Tunn` insists on checking again, and its default limiter would refuse after ten messages because
-    /// only `update_timers`, which is not used here, resets it. This one never finds itself under load.
-    pub(crate) passed: Arc<RateLimiter>,
 }
 
 impl LocalKeys {
@@ -33,8 +30,8 @@ impl LocalKeys {
         Some(Self {
             private,
             public: PublicKey(public.to_bytes()),
+            dh_public: public,
             limiter: RateLimiter::new(&public, HANDSHAKES_PER_SECOND),
-            passed: Arc::new(RateLimiter::new(&public, u64::MAX)),
         })
     }
 }

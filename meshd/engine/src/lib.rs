@@ -1,15 +1,15 @@
-//! A userspace WireGuard device over boringtun's protocol: the library under the `mesh-wg` program.
+//! A userspace WireGuard device: the library under the `mesh-wg` program.
 //!
 //! # Shape
 //! ```text
-//!            TUN superpacket ─► segment ─► peer by destination ─► seal ─► SendBatch ─► UDP_SEGMENT     thread "outbound"
-//!  UDP_GRO datagrams ─► peer by index ─► open ─► source belongs to peer? ─► coalesce ─► TUN write     thread "inbound"
-//!  retransmission, keepalive, rekey, expiry of sessions                                               thread "timers"
-//!  UAPI socket, link changes, signals                                                                 the caller of run()
+//!  TUN queues ─► superpacket ─► peer by destination ─► segment and seal in the send buffer ─► UDP_SEGMENT   threads "outbound"
+//!  UDP_GRO ─► session by index ─► open in place ─► source belongs to peer? ─► coalesce ─► TUN queue         thread "inbound"
+//!  retransmission, keepalive, rekey, expiry of sessions                                                     thread "timers"
+//!  UAPI socket, link changes, signals                                                                       the caller of run()
 //! ```
-//! `device` is what they share. A `tunnel` is all state with one peer, behind one lock, free of I/O and clocks:
-//! it takes packets and the time and leaves datagrams in a batch. No lock is held across a system call, and nothing
-//! is allocated per packet once buffers have grown.
+//! `device` is what they share. A `tunnel` is all state with one peer, behind one lock, free of I/O and clocks; it is
+//! asked once for each run of packets, which are sealed and opened without it. No lock is held across a system call,
+//! and nothing is allocated per packet once buffers have grown. `noise` and `handshake` make the keys of a `session`.
 //!
 //! # Order of locks
 //! settings → peers → one peer's tunnel → indices. The table of allowed addresses is a leaf, too: whoever holds it takes
@@ -23,12 +23,14 @@ mod counters;
 pub mod daemon;
 mod device;
 mod engine;
+mod handshake;
 mod inbound;
 mod index;
-mod initiation;
 mod keys;
+mod noise;
 mod outbound;
 mod peer;
+mod session;
 mod socket_file;
 mod timers;
 mod tunnel;

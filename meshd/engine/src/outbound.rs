@@ -1,4 +1,8 @@
-//! The thread from the TUN device to the peers.
+//! The threads from the TUN device to the peers.
+//!
+//! Each thread serves some of the device's queues, in turns, one packet or superpacket of each: a flow with little to
+//! send does not wait behind one with much. What they read goes segment by segment into the buffer it is sent from,
+//! and is sealed there.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -6,14 +10,16 @@ use std::os::fd::AsFd as _;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use mesh_sys::tun::{Tun, VnetHeader, segment};
-use mesh_sys::udp::SendBatch;
+use mesh_sys::tun::{Queue, Tun, VnetHeader, segment};
+use mesh_sys::udp::{Destination, SendBatch};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::counters::DropReason;
 use crate::device::Device;
-use crate::tunnel::{OVERHEAD, Sealed};
+use crate::peer::Peer;
+use crate::session::{HEADER_LEN, OVERHEAD, Session};
+use crate::tunnel::Reserved;
 
 /// Longest packet or superpacket: an IPv6 header and 65,535 bytes behind it.
 const LONGEST_PACKET: usize = 65_575;
@@ -21,6 +27,8 @@ const LONGEST_PACKET: usize = 65_575;
 const BATCH: usize = 256 << 10;
 /// Data messages are padded to a multiple of this (paper, section 5.4.6).
 const PADDING: usize = 16;
+/// Queues that one thread serves at most.
+pub(crate) const QUEUES: usize = 4;
 
 /// Why the thread ended.
 #[derive(Debug)]
@@ -31,28 +39,21 @@ pub(crate) enum Ended {
     DeviceGone,
 }
 
-/// The thread's body.
-pub(crate) fn run(device: &Device, tun: &Tun) -> io::Result<Ended> {
+/// The body of thread `number` of `threads`.
+pub(crate) fn run(device: &Device, tun: &Tun, number: usize, threads: usize) -> io::Result<Ended> {
+    let queues: Vec<&Queue> = tun.queues().iter().skip(number).step_by(threads).take(QUEUES).collect();
     let mut outbound = Outbound {
         device,
         packet: vec![0; LONGEST_PACKET].into_boxed_slice(),
-        segment: vec![0; LONGEST_PACKET + PADDING].into_boxed_slice(),
+        padded: vec![0; LONGEST_PACKET + PADDING].into_boxed_slice(),
         batch: SendBatch::new(BATCH),
     };
     loop {
-        let mut fds = [
-            PollFd::new(tun.as_fd(), PollFlags::POLLIN),
-            PollFd::new(device.wake_outbound.as_fd(), PollFlags::POLLIN),
-        ];
-        match poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) => {}
-            Err(Errno::EINTR) => continue,
-            Err(error) => return Err(error.into()),
-        }
+        let ready = wait(device, &queues)?;
         if device.is_stopping() {
             return Ok(Ended::Stopped);
         }
-        if let Err(error) = outbound.drain(tun) {
+        if let Err(error) = outbound.serve(&queues, ready) {
             // EBADFD: deleted. EFAULT: being deleted, or its queue is detached.
             if tun.name().is_err() {
                 return Ok(Ended::DeviceGone);
@@ -64,24 +65,46 @@ pub(crate) fn run(device: &Device, tun: &Tun) -> io::Result<Ended> {
     }
 }
 
+/// Sleeps until a queue has something, or the device; says which queues do.
+fn wait(device: &Device, queues: &[&Queue]) -> io::Result<[bool; QUEUES]> {
+    let wake = || PollFd::new(device.wake_outbound.as_fd(), PollFlags::POLLIN);
+    // Unused places name the last descriptor once more.
+    let mut fds: [PollFd<'_>; QUEUES + 1] = std::array::from_fn(|index| match queues.get(index) {
+        Some(queue) => PollFd::new(queue.as_fd(), PollFlags::POLLIN),
+        None => wake(),
+    });
+    match poll(&mut fds[..=queues.len().min(QUEUES)], PollTimeout::NONE) {
+        Ok(_) => Ok(std::array::from_fn(|index| index < queues.len() && fds[index].any().unwrap_or(true))),
+        Err(Errno::EINTR) => Ok([false; QUEUES]),
+        Err(error) => Err(error.into()),
+    }
+}
+
 struct Outbound<'a> {
     device: &'a Device,
     packet: Box<[u8]>,
-    segment: Box<[u8]>,
+    /// A packet that has to wait for a handshake, with its padding.
+    padded: Box<[u8]>,
     batch: SendBatch,
 }
 
 impl Outbound<'_> {
-    /// Reads and sends until the device has no more.
-    fn drain(&mut self, tun: &Tun) -> io::Result<()> {
-        let result = loop {
-            match tun.read(&mut self.packet) {
-                Ok((header, length)) => self.take(&header, length),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => break Err(error),
+    /// Reads from the queues that are ready, in turns, until they are empty or the batch is nearly full, and sends.
+    fn serve(&mut self, queues: &[&Queue], mut ready: [bool; QUEUES]) -> io::Result<()> {
+        let mut result = Ok(());
+        'rounds: while ready.contains(&true) && self.batch.has_space(LONGEST_PACKET) {
+            for (queue, ready) in queues.iter().zip(&mut ready).filter(|(_, ready)| **ready) {
+                match queue.read(&mut self.packet) {
+                    Ok((header, length)) => self.take(&header, length),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => *ready = false,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => {
+                        result = Err(error);
+                        break 'rounds;
+                    }
+                }
             }
-        };
+        }
         self.device.send(&mut self.batch);
         result
     }
@@ -107,38 +130,79 @@ impl Outbound<'_> {
             }
         };
         let mtu = device.mtu.load(Ordering::Relaxed) as usize;
-        let room = segments.max_len() + PADDING + OVERHEAD;
+        let padded = |length: usize| length.next_multiple_of(PADDING).min(mtu.max(length));
+        let count = segments.count();
+        let bytes =
+            (count - 1) * (padded(segments.max_len()) + OVERHEAD) + padded(segments.last_len()) + OVERHEAD;
         let now = Instant::now();
-        let mut more = true;
-        while more {
-            if !self.batch.has_space(room) {
-                device.send(&mut self.batch);
+        match reserve(device, &peer, count, bytes, now, &mut self.batch) {
+            Reserved::Ready { session, counter, to } => {
+                let room = HEADER_LEN + segments.max_len() + PADDING + OVERHEAD;
+                let sealed = seal(device, &mut self.batch, room, &session, counter, &to, |space| {
+                    let length = segments.write_next(space)?;
+                    space[length..padded(length)].fill(0);
+                    Some(padded(length))
+                });
+                debug_assert_eq!(sealed, count, "every reserved counter is used");
             }
-            let mut tunnel = peer.tunnel();
-            while self.batch.has_space(room) {
-                let Some(length) = segments.write_next(&mut self.segment) else {
-                    more = false;
-                    break;
-                };
-                let padded = length.next_multiple_of(PADDING).min(mtu.max(length));
-                self.segment[length..padded].fill(0);
-                match tunnel.seal(&self.segment[..padded], now, &mut self.batch) {
-                    Sealed::Sent | Sealed::Staged => {}
-                    Sealed::NoEndpoint => device.counters.count(DropReason::NoEndpoint),
-                    Sealed::BatchFull => {
-                        // Staged packets took the room; they go first.
-                        drop(tunnel);
-                        device.send(&mut self.batch);
-                        tunnel = peer.tunnel();
-                        if tunnel.seal(&self.segment[..padded], now, &mut self.batch) == Sealed::BatchFull {
-                            device.counters.count(DropReason::SendFailed);
-                        }
-                    }
+            Reserved::Stage => {
+                while let Some(length) = segments.write_next(&mut self.padded) {
+                    let padded = padded(length);
+                    self.padded[length..padded].fill(0);
+                    peer.tunnel().stage(&self.padded[..padded], now, &mut self.batch);
                 }
             }
+            Reserved::NoEndpoint => device.counters.count_many(DropReason::NoEndpoint, count),
+            Reserved::BatchFull => device.counters.count_many(DropReason::SendFailed, count),
         }
         device.timers.arm(&peer);
     }
+}
+
+/// As the tunnel's, and makes room in the batch if it has to.
+fn reserve(
+    device: &Device,
+    peer: &Peer,
+    count: usize,
+    bytes: usize,
+    now: Instant,
+    batch: &mut SendBatch,
+) -> Reserved {
+    for _attempt in 0..2 {
+        let reserved = peer.tunnel().reserve(count, bytes, now, batch);
+        if !matches!(reserved, Reserved::BatchFull) {
+            return reserved;
+        }
+        // Staged packets took the room; they go first.
+        device.send(batch);
+    }
+    Reserved::BatchFull
+}
+
+/// Seals packets as long as `write` puts them into the space it is given and returns their length; sends whenever the
+/// batch is full. Returns their number. No lock is held.
+fn seal(
+    device: &Device,
+    batch: &mut SendBatch,
+    room: usize,
+    session: &Session,
+    first: u64,
+    to: &Destination,
+    mut write: impl FnMut(&mut [u8]) -> Option<usize>,
+) -> usize {
+    for count in 0.. {
+        if !batch.has_space(room) {
+            device.send(batch);
+        }
+        let Some(space) = batch.space(room) else { return count };
+        let Some(length) = write(&mut space[HEADER_LEN..]) else { return count };
+        let message = &mut space[..length + OVERHEAD];
+        match session.seal(first + count as u64, message) {
+            Ok(()) => batch.commit(to, length + OVERHEAD),
+            Err(_) => device.counters.count(DropReason::SendFailed),
+        }
+    }
+    0
 }
 
 fn destination(packet: &[u8]) -> Option<IpAddr> {

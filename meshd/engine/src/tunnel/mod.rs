@@ -3,18 +3,13 @@
 //! Free of I/O and clocks: packets and the time come in, datagrams are left in a [`SendBatch`]. The caller calls
 //! [`Tunnel::handle_timeout`] no later than [`Tunnel::poll_timeout`] says.
 //!
-//! # How boringtun is used
-//! A boringtun `Tunn` is handshake, ring of eight sessions and timers in one. Three things about it do not fit:
-//! - its preshared key cannot be changed, and replacing the `Tunn` would lose the live session;
-//! - as a responder it puts every answered handshake into the ring, confirmed or not, so a peer whose preshared key
-//!   differs for a while pushes the live session out by retrying eight times;
-//! - its timers read the clock themselves, and its keepalive interval is fixed.
+//! Data does not come through here, only the account of it: [`Tunnel::reserve`] hands out a session and counters for
+//! a run of packets, which are then sealed without any lock; [`Tunnel::receive`] is told of a run of messages that
+//! were opened, and says which of them are no replays.
 //!
-//! So a `Tunn` here serves one handshake and the session that comes of it, nothing more:
-//! `attempt` (we initiated) and `answered` (the peer initiated, not yet confirmed) become `live`, and what was live
-//! becomes `previous`, as with the kernel's keypairs. A new preshared key goes into the next `Tunn`; the live one is
-//! not touched. Timers are kept here, from section 6 of the WireGuard paper. What boringtun's own `Tunn` would check
-//! across handshakes, the rising time stamp, is checked here before it sees an initiation.
+//! A peer has at most one session in each of three roles, as with the kernel's keypairs: `answered` (the peer
+//! initiated and has not confirmed it), `live` (we send with it) and `previous`. A new preshared key counts from the
+//! next handshake on; the live session is not touched. Timers follow section 6 of the WireGuard paper.
 
 mod timing;
 
@@ -22,52 +17,48 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
-use boringtun::noise::errors::WireGuardError;
-use boringtun::noise::{Tunn, TunnResult};
 use mesh_sys::uapi::{PublicKey, SecretKey};
 use mesh_sys::udp::{Destination, SendBatch, Source};
 use rand_core::{OsRng, RngCore as _};
 use zeroize::Zeroizing;
 
-use crate::index::{IndexTable, Prefix, Registration};
-use crate::initiation::{Claimed, Timestamp};
+use crate::handshake::{self, Claimed, INITIATION_LEN, Initiation, Macs, RESPONSE_LEN, Remote, Timestamp};
+use crate::index::{IndexTable, Registration};
 use crate::keys::LocalKeys;
 use crate::peer::Peer;
+use crate::session::{HEADER_LEN, OVERHEAD, REJECT_AFTER_MESSAGES, ReplayWindow, Session};
 
 use timing::{
     INITIATION_INTERVAL, MAX_JITTER, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME,
     REKEY_ON_RECEIVE, REKEY_TIMEOUT,
 };
 
-/// Bytes that a data message adds to a packet: header of 16, tag of 16.
-pub(crate) const OVERHEAD: usize = 32;
-/// Longest handshake message.
-const HANDSHAKE_ROOM: usize = 148;
-/// Counters from here on are never valid (paper, section 6.1).
-const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 /// Packets kept while a handshake is under way (the kernel's `MAX_STAGED_PACKETS`); the oldest go first.
 const MAX_STAGED: usize = 128;
 
-/// What became of a packet given to [`Tunnel::seal`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sealed {
-    /// It is in the batch.
-    Sent,
-    /// It waits for a handshake, which is under way.
-    Staged,
-    /// There is no endpoint or no private key: it is gone.
+/// How a run of packets may be sent; see [`Tunnel::reserve`].
+pub(crate) enum Reserved {
+    /// With this session and that many counters, beginning with this one, to there.
+    Ready { session: Arc<Session>, counter: u64, to: Destination },
+    /// Not yet: each packet goes to [`Tunnel::stage`], which waits for a handshake.
+    Stage,
+    /// There is no endpoint or no private key.
     NoEndpoint,
-    /// The batch has to be sent first; the packet was not taken.
+    /// The batch has to be sent first; nothing was reserved.
     BatchFull,
 }
 
-/// What an authentic data message held.
+/// A data message that was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Opened {
-    /// Nothing.
-    Keepalive,
-    /// An IP packet of this length, at the start of the buffer.
-    Packet(usize),
+pub(crate) struct Received {
+    /// Its counter.
+    pub(crate) counter: u64,
+    /// Length of the message in bytes.
+    pub(crate) length: usize,
+    /// Whether there is a packet in it; a keepalive has none.
+    pub(crate) data: bool,
+    /// Whether it is the first with its counter: set by [`Tunnel::receive`].
+    pub(crate) fresh: bool,
 }
 
 /// Why a message was refused. The tunnel's state is as before.
@@ -89,28 +80,24 @@ pub(crate) enum Refused {
     BatchFull,
 }
 
-/// One `Tunn` and its part of the index space.
-struct Half {
-    tunn: Box<Tunn>,
-    registration: Registration,
-    /// Which preshared key it was made with.
-    psk_generation: u32,
-}
-
+/// A handshake that we began.
 struct Attempt {
-    half: Half,
+    /// The newest initiation. As in the kernel, answers to older ones are ignored: the peer has forgotten what it
+    /// would need to go on with them. Nothing when it could not be sent yet.
+    sent: Option<(Initiation, Registration)>,
+    psk_generation: u32,
     started: Instant,
     retry_at: Instant,
-    /// The index of the newest initiation. As in the kernel, answers to older ones are ignored: the peer has
-    /// forgotten what it would need to go on with them.
-    newest: u32,
 }
 
-struct Session {
-    half: Half,
+/// A session in one of its roles.
+struct Keypair {
+    session: Arc<Session>,
+    window: Box<ReplayWindow>,
     established: Instant,
     initiated_here: bool,
-    sent: u64,
+    /// Which preshared key it was made with.
+    psk_generation: u32,
 }
 
 /// State with one peer.
@@ -124,10 +111,13 @@ pub(crate) struct Tunnel {
     owner: Weak<Peer>,
     endpoint: Option<Destination>,
 
+    macs: Macs,
     attempt: Option<Attempt>,
-    answered: Option<(Half, Instant)>,
-    live: Option<Session>,
-    previous: Option<Session>,
+    answered: Option<Keypair>,
+    live: Option<Keypair>,
+    previous: Option<Keypair>,
+    /// Of the newest initiation sent; later ones have later ones.
+    sent_timestamp: Timestamp,
     /// Of the newest initiation accepted; older ones are replays.
     newest_timestamp: Timestamp,
     last_initiation: Option<Instant>,
@@ -164,10 +154,12 @@ impl Tunnel {
             indices,
             owner,
             endpoint: None,
+            macs: Macs::new(&remote),
             attempt: None,
             answered: None,
             live: None,
             previous: None,
+            sent_timestamp: Timestamp::default(),
             newest_timestamp: Timestamp::default(),
             last_initiation: None,
             staged: VecDeque::new(),
@@ -249,141 +241,131 @@ impl Tunnel {
         }
     }
 
-    /// Encrypts `packet`, already padded, into the batch, or keeps it until there is a session.
-    pub(crate) fn seal(&mut self, packet: &[u8], now: Instant, out: &mut SendBatch) -> Sealed {
-        if self.endpoint.is_none() || self.local.is_none() {
-            return Sealed::NoEndpoint;
+    /// Reserves what it takes to send `count` data messages of `bytes` bytes altogether.
+    pub(crate) fn reserve(
+        &mut self,
+        count: usize,
+        bytes: usize,
+        now: Instant,
+        out: &mut SendBatch,
+    ) -> Reserved {
+        if self.local.is_none() {
+            return Reserved::NoEndpoint;
         }
+        let Some(to) = self.endpoint else { return Reserved::NoEndpoint };
         if !self.has_usable_session(now) {
-            if self.staged.len() >= MAX_STAGED {
-                self.staged.pop_front();
-            }
-            self.staged.push_back(packet.to_vec());
-            self.initiate(now, out);
-            return Sealed::Staged;
+            return Reserved::Stage;
         }
         if !self.staged.is_empty() && !self.flush_staged(now, out) {
-            return Sealed::BatchFull;
+            return Reserved::BatchFull;
         }
-        if !self.seal_live(packet, now, out) {
-            return Sealed::BatchFull;
-        }
-        if self.live.as_ref().is_some_and(|session| session.wants_rekey_on_send(now)) {
+        let Some(live) = &self.live else { return Reserved::Stage };
+        let session = Arc::clone(&live.session);
+        let counter = session.reserve(count as u64);
+        if live.wants_rekey_on_send(now) {
             self.initiate(now, out);
         }
-        Sealed::Sent
+        self.tx_bytes += bytes as u64;
+        self.note_sent(true, now);
+        Reserved::Ready { session, counter, to }
     }
 
-    /// Decrypts a data message into `plain`, which must be as long as the message.
-    pub(crate) fn open(
+    /// Keeps a packet, already padded, until there is a session, for which a handshake is begun if none is under way.
+    pub(crate) fn stage(&mut self, packet: &[u8], now: Instant, out: &mut SendBatch) {
+        if self.staged.len() >= MAX_STAGED {
+            self.staged.pop_front();
+        }
+        self.staged.push_back(packet.to_vec());
+        self.initiate(now, out);
+    }
+
+    /// Takes notice of messages that were opened with `session`, all from the same address, and marks those that
+    /// were never received before.
+    pub(crate) fn receive(
         &mut self,
-        message: &[u8],
+        session: &Arc<Session>,
         from: &Destination,
         now: Instant,
-        plain: &mut [u8],
+        run: &mut [Received],
         out: &mut SendBatch,
-    ) -> Result<Opened, Refused> {
-        let (Some(index), Some(counter)) = (word(message, 4), message.get(8..16)) else {
-            return Err(Refused::NotAuthentic);
-        };
-        // boringtun would take any counter from an authentic sender, and overflow on the last ones.
-        if u64::from_le_bytes(counter.try_into().unwrap_or([0xff; 8])) >= REJECT_AFTER_MESSAGES {
-            return Err(Refused::Replayed);
-        }
-        let prefix = Prefix::of(index);
+    ) -> Result<(), Refused> {
+        let is = |keypair: &&mut Keypair| Arc::ptr_eq(&keypair.session, session);
         let (mut confirms, mut by_previous) = (false, false);
-        let (half, established) = if let Some(session) = &mut self.live
-            && session.half.registration.prefix == prefix
-        {
-            (&mut session.half, session.established)
-        } else if let Some(session) = &mut self.previous
-            && session.half.registration.prefix == prefix
-        {
+        let keypair = if let Some(keypair) = self.live.as_mut().filter(is) {
+            keypair
+        } else if let Some(keypair) = self.previous.as_mut().filter(is) {
             by_previous = true;
-            (&mut session.half, session.established)
-        } else if let Some((half, since)) = &mut self.answered
-            && half.registration.prefix == prefix
-        {
+            keypair
+        } else if let Some(keypair) = self.answered.as_mut().filter(is) {
             confirms = true;
-            (half, *since)
+            keypair
         } else {
             return Err(Refused::UnknownIndex);
         };
-        if now.duration_since(established) >= REJECT_AFTER_TIME {
+        if now.duration_since(keypair.established) >= REJECT_AFTER_TIME {
             return Err(Refused::Expired);
         }
-        let opened = match half.tunn.decapsulate(None, message, plain) {
-            TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
-                Opened::Packet(packet.len())
+        let (mut any, mut data) = (false, false);
+        for message in run {
+            message.fresh = keypair.window.accept(message.counter);
+            if message.fresh {
+                any = true;
+                data |= message.data;
+                self.rx_bytes += message.length as u64;
             }
-            TunnResult::Done => Opened::Keepalive,
-            // Authentic, but not IP: the sender is alive, the content is dropped. (Length and type were checked, so
-            // this cannot come from parsing the message.)
-            TunnResult::Err(WireGuardError::InvalidPacket) => Opened::Keepalive,
-            TunnResult::Err(WireGuardError::InvalidCounter | WireGuardError::DuplicateCounter) => {
-                return Err(Refused::Replayed);
-            }
-            TunnResult::Err(_) | TunnResult::WriteToNetwork(_) => return Err(Refused::NotAuthentic),
-        };
-        self.rx_bytes += message.len() as u64;
+        }
+        if !any {
+            return Err(Refused::Replayed);
+        }
         self.roam(from);
-        if confirms && let Some((half, _)) = self.answered.take() {
-            if half.psk_generation == self.psk_generation {
+        if confirms && let Some(answered) = self.answered.take() {
+            if answered.psk_generation == self.psk_generation {
                 self.attempt = None;
                 self.rekey_now = false;
             }
-            self.promote(half, false, now);
+            self.promote(answered);
         }
         if by_previous {
             self.settle();
         }
-        self.note_received(opened != Opened::Keepalive, now);
-        if self.live.as_ref().is_some_and(|session| session.wants_rekey_on_receive(now)) {
+        self.note_received(data, now);
+        if self.live.as_ref().is_some_and(|live| live.wants_rekey_on_receive(now)) {
             self.initiate(now, out);
         }
         if !self.staged.is_empty() {
             self.flush_staged(now, out);
         }
-        Ok(opened)
+        Ok(())
     }
 
     /// Answers a handshake initiation whose MACs have been checked.
     pub(crate) fn handle_initiation(
         &mut self,
-        claimed: Claimed,
-        message: &[u8],
+        claimed: Claimed<'_>,
         from: &Destination,
         now: Instant,
         out: &mut SendBatch,
     ) -> Result<(), Refused> {
-        let timestamp = claimed.prove(&*self.static_shared()?).map_err(|_| Refused::NotAuthentic)?;
+        let proven = claimed.prove(&*self.static_shared()?).map_err(|_| Refused::NotAuthentic)?;
+        let timestamp = proven.timestamp;
         if timestamp <= self.newest_timestamp {
             return Err(Refused::Replayed);
         }
         if self.last_initiation.is_some_and(|last| now.duration_since(last) < INITIATION_INTERVAL) {
             return Err(Refused::Flood);
         }
-        if !out.has_space(HANDSHAKE_ROOM) {
-            return Err(Refused::BatchFull);
-        }
-        let mut half = match self.answered.take() {
-            Some((half, _)) if half.psk_generation == self.psk_generation => half,
-            _ => self.new_half()?,
-        };
-        let Some(space) = out.space(HANDSHAKE_ROOM) else { return Err(Refused::BatchFull) };
-        let length = match half.tunn.decapsulate(None, message, space) {
-            TunnResult::WriteToNetwork(response) => response.len(),
-            TunnResult::Done
-            | TunnResult::Err(_)
-            | TunnResult::WriteToTunnelV4(..)
-            | TunnResult::WriteToTunnelV6(..) => return Err(Refused::NotAuthentic),
-        };
-        out.commit(from, length);
-        self.answered = Some((half, now));
+        let space = out.space(RESPONSE_LEN).and_then(|space| space.first_chunk_mut::<RESPONSE_LEN>());
+        let space = space.ok_or(Refused::BatchFull)?;
+        let registration = self.indices.register(&self.owner);
+        let keys = proven.respond(&self.psk, registration.index, space).map_err(|_| Refused::NotAuthentic)?;
+        self.macs.stamp(space, now);
+        let session = Session::new(&keys, registration).map_err(|_| Refused::NotAuthentic)?;
+        out.commit(from, RESPONSE_LEN);
+        self.answered = Some(Keypair::new(session, now, false, self.psk_generation));
         self.newest_timestamp = timestamp;
         self.last_initiation = Some(now);
-        self.rx_bytes += message.len() as u64;
-        self.tx_bytes += length as u64;
+        self.rx_bytes += INITIATION_LEN as u64;
+        self.tx_bytes += RESPONSE_LEN as u64;
         self.last_traffic = Some(now);
         self.roam(from);
         tracing::debug!(peer = %self.remote, "answered a handshake");
@@ -398,69 +380,59 @@ impl Tunnel {
         now: Instant,
         out: &mut SendBatch,
     ) -> Result<(), Refused> {
-        let mut attempt = match self.attempt.take() {
-            Some(attempt) if Some(attempt.newest) == word(message, 8) => attempt,
-            other => {
-                self.attempt = other;
-                return Err(Refused::UnknownIndex);
+        let local = self.local.as_ref().ok_or(Refused::NoKey)?;
+        let attempt = self.attempt.as_mut().ok_or(Refused::UnknownIndex)?;
+        let (initiation, registration) = attempt
+            .sent
+            .take_if(|(_, registration)| Some(registration.index) == word(message, 8))
+            .ok_or(Refused::UnknownIndex)?;
+        // The confirming keepalive must have room, or the peer would wait for one.
+        let answer = match out.has_space(OVERHEAD) {
+            true => initiation.finish(local, &self.psk, message).map_err(|_| Refused::NotAuthentic),
+            false => Err(Refused::BatchFull),
+        };
+        let keys = match answer {
+            Ok(keys) => keys,
+            Err(refused) => {
+                attempt.sent = Some((initiation, registration));
+                return Err(refused);
             }
         };
-        let Some(space) = out.space(HANDSHAKE_ROOM) else {
-            self.attempt = Some(attempt);
-            return Err(Refused::BatchFull);
-        };
-        // The answer is a keepalive, which confirms the session to the peer.
-        let TunnResult::WriteToNetwork(keepalive) = attempt.half.tunn.decapsulate(None, message, space)
-        else {
-            self.attempt = Some(attempt);
-            return Err(Refused::NotAuthentic);
-        };
-        let length = keepalive.len();
-        out.commit(from, length);
-        self.rx_bytes += message.len() as u64;
-        self.tx_bytes += length as u64;
+        let psk_generation = attempt.psk_generation;
+        self.attempt = None;
+        let session = Session::new(&keys, registration).map_err(|_| Refused::NotAuthentic)?;
+        self.rx_bytes += RESPONSE_LEN as u64;
         self.rekey_now = false;
         self.roam(from);
-        self.promote(attempt.half, true, now);
+        self.promote(Keypair::new(session, now, true, psk_generation));
         self.note_received(false, now);
-        self.flush_staged(now, out);
+        if self.staged.is_empty() {
+            self.seal_live(&[], now, out);
+        } else {
+            self.flush_staged(now, out);
+        }
         Ok(())
     }
 
     /// Takes a cookie for our initiation or answer; the next one will carry it.
-    pub(crate) fn handle_cookie(&mut self, message: &[u8]) -> Result<(), Refused> {
-        let prefix = Prefix::of(word(message, 4).ok_or(Refused::NotAuthentic)?);
-        let attempt = self.attempt.as_mut().map(|attempt| &mut attempt.half);
-        let answered = self.answered.as_mut().map(|(half, _)| half);
-        let half = attempt
-            .into_iter()
-            .chain(answered)
-            .find(|half| half.registration.prefix == prefix)
-            .ok_or(Refused::UnknownIndex)?;
-        match half.tunn.decapsulate(None, message, &mut []) {
-            TunnResult::Done => {
-                self.rx_bytes += message.len() as u64;
-                Ok(())
-            }
-            TunnResult::Err(_)
-            | TunnResult::WriteToNetwork(_)
-            | TunnResult::WriteToTunnelV4(..)
-            | TunnResult::WriteToTunnelV6(..) => Err(Refused::NotAuthentic),
-        }
+    pub(crate) fn handle_cookie(&mut self, message: &[u8], now: Instant) -> Result<(), Refused> {
+        self.macs.take_reply(message, now).map_err(|_| Refused::NotAuthentic)?;
+        self.rx_bytes += message.len() as u64;
+        Ok(())
     }
 
     fn has_usable_session(&self, now: Instant) -> bool {
-        self.live.as_ref().is_some_and(|session| session.is_usable(now))
+        self.live.as_ref().is_some_and(|live| live.is_usable(now))
     }
 
     /// Encrypts with the live session, which the caller has found usable. False when the batch is full.
     fn seal_live(&mut self, packet: &[u8], now: Instant, out: &mut SendBatch) -> bool {
-        let (Some(session), Some(to)) = (&mut self.live, &self.endpoint) else { return true };
-        let Some(space) = out.space((packet.len() + OVERHEAD).max(HANDSHAKE_ROOM)) else { return false };
-        if let TunnResult::WriteToNetwork(message) = session.half.tunn.encapsulate(packet, space) {
-            let length = message.len();
+        let (Some(live), Some(to)) = (&self.live, &self.endpoint) else { return true };
+        let length = packet.len() + OVERHEAD;
+        let Some(space) = out.space(length) else { return false };
+        space[HEADER_LEN..HEADER_LEN + packet.len()].copy_from_slice(packet);
+        if live.session.seal(live.session.reserve(1), &mut space[..length]).is_ok() {
             out.commit(to, length);
-            session.sent += 1;
             self.tx_bytes += length as u64;
             self.note_sent(!packet.is_empty(), now);
         }
@@ -482,47 +454,42 @@ impl Tunnel {
 
     /// Starts a handshake unless one is under way.
     fn initiate(&mut self, now: Instant, out: &mut SendBatch) {
-        if self.attempt.is_some() || self.endpoint.is_none() {
+        if self.attempt.is_some() || self.endpoint.is_none() || self.local.is_none() {
             return;
         }
-        if let Ok(half) = self.new_half() {
-            self.attempt = Some(Attempt { half, started: now, retry_at: now, newest: 0 });
-            self.send_initiation(now, out);
-        }
+        let psk_generation = self.psk_generation;
+        self.attempt = Some(Attempt { sent: None, psk_generation, started: now, retry_at: now });
+        self.send_initiation(now, out);
     }
 
     /// Sends the (next) initiation of the handshake under way. When the batch is full it stays due.
     fn send_initiation(&mut self, now: Instant, out: &mut SendBatch) {
-        let (Some(attempt), Some(to)) = (&mut self.attempt, &self.endpoint) else { return };
-        let Some(space) = out.space(HANDSHAKE_ROOM) else { return };
+        let (Ok(static_shared), Some(local), Some(to)) =
+            (self.static_shared(), self.local.clone(), self.endpoint)
+        else {
+            return;
+        };
+        let Some(attempt) = &mut self.attempt else { return };
+        let Some(space) = out.space(INITIATION_LEN).and_then(|space| space.first_chunk_mut()) else { return };
         let jitter = Duration::from_millis(u64::from(OsRng.next_u32()) % (MAX_JITTER.as_millis() as u64 + 1));
         attempt.retry_at = now + REKEY_TIMEOUT + jitter;
-        if let TunnResult::WriteToNetwork(message) =
-            attempt.half.tunn.format_handshake_initiation(space, true)
-        {
-            let length = message.len();
-            attempt.newest = word(message, 4).unwrap_or_default();
-            out.commit(to, length);
-            self.tx_bytes += length as u64;
-            self.last_traffic = Some(now);
-            tracing::debug!(peer = %self.remote, endpoint = %to.address, "sent a handshake initiation");
-        }
-    }
-
-    fn new_half(&self) -> Result<Half, Refused> {
-        let local = self.local.as_ref().ok_or(Refused::NoKey)?;
         let registration = self.indices.register(&self.owner);
-        // boringtun copies the preshared key and does not wipe its copy; a wiped one here bounds that to one.
-        let psk = Some(*self.psk.expose()).filter(|_| !self.psk.is_zero());
-        let tunn = Box::new(Tunn::new(
-            local.private.clone(),
-            (*self.remote.as_bytes()).into(),
-            psk,
-            None,
-            registration.prefix.for_boringtun(),
-            Some(Arc::clone(&local.passed)),
-        ));
-        Ok(Half { tunn, registration, psk_generation: self.psk_generation })
+        let timestamp = Timestamp::after(self.sent_timestamp, SystemTime::now());
+        let remote = Remote { public: &self.remote, static_shared: &static_shared };
+        match handshake::initiate(&local, &remote, registration.index, timestamp, space) {
+            Ok(initiation) => {
+                self.macs.stamp(space, now);
+                out.commit(&to, INITIATION_LEN);
+                attempt.sent = Some((initiation, registration));
+                self.sent_timestamp = timestamp;
+                self.tx_bytes += INITIATION_LEN as u64;
+                self.last_traffic = Some(now);
+                tracing::debug!(peer = %self.remote, endpoint = %to.address, "sent a handshake initiation");
+            }
+            Err(error) => {
+                tracing::debug!(peer = %self.remote, %error, "the peer's key allows no handshake");
+            }
+        }
     }
 
     /// The key agreed between both long-term keys, computed when first needed.
@@ -532,14 +499,18 @@ impl Tunnel {
             let remote = x25519_dalek::PublicKey::from(*self.remote.as_bytes());
             Zeroizing::new(local.private.diffie_hellman(&remote).to_bytes())
         });
+        // With a public key of low order anyone could take the peer's part.
+        if **shared == [0; 32] {
+            return Err(Refused::NotAuthentic);
+        }
         Ok(shared.clone())
     }
 
     /// A handshake is complete on both sides.
-    fn promote(&mut self, half: Half, initiated_here: bool, now: Instant) {
-        let session = Session { half, established: now, initiated_here, sent: 0 };
+    fn promote(&mut self, keypair: Keypair) {
+        let initiated_here = keypair.initiated_here;
         self.last_handshake = Some(SystemTime::now());
-        if let Some(live) = self.live.replace(session) {
+        if let Some(live) = self.live.replace(keypair) {
             self.previous = Some(live);
         }
         tracing::debug!(peer = %self.remote, initiated_here, "session established");
@@ -572,13 +543,19 @@ impl Tunnel {
     }
 }
 
-impl Session {
+impl Keypair {
+    fn new(session: Arc<Session>, now: Instant, initiated_here: bool, psk_generation: u32) -> Self {
+        let window = Box::new(ReplayWindow::new());
+        Self { session, window, established: now, initiated_here, psk_generation }
+    }
+
     fn is_usable(&self, now: Instant) -> bool {
-        now.duration_since(self.established) < REJECT_AFTER_TIME && self.sent < REJECT_AFTER_MESSAGES
+        now.duration_since(self.established) < REJECT_AFTER_TIME
+            && self.session.sent() < REJECT_AFTER_MESSAGES
     }
 
     fn wants_rekey_on_send(&self, now: Instant) -> bool {
-        self.sent >= REKEY_AFTER_MESSAGES
+        self.session.sent() >= REKEY_AFTER_MESSAGES
             || (self.initiated_here && now.duration_since(self.established) >= REKEY_AFTER_TIME)
     }
 

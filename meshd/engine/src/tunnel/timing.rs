@@ -46,7 +46,7 @@ impl Tunnel {
             self.attempt.as_ref().map(|attempt| attempt.started + REKEY_ATTEMPT_TIME),
             self.live.as_ref().map(|session| session.established + REJECT_AFTER_TIME),
             self.previous.as_ref().map(|session| session.established + REJECT_AFTER_TIME),
-            self.answered.as_ref().map(|(_, since)| *since + REJECT_AFTER_TIME),
+            self.answered.as_ref().map(|session| session.established + REJECT_AFTER_TIME),
         ];
         sending.into_iter().filter(|_| can_send).chain(expiring).flatten().min()
     }
@@ -56,7 +56,7 @@ impl Tunnel {
         let expired = |since: Instant, limit| now.duration_since(since) >= limit;
         // Keys are gone as soon as nothing may use them, sooner than the paper's three times this age.
         self.previous.take_if(|session| expired(session.established, REJECT_AFTER_TIME));
-        self.answered.take_if(|(_, since)| expired(*since, REJECT_AFTER_TIME));
+        self.answered.take_if(|session| expired(session.established, REJECT_AFTER_TIME));
         self.live.take_if(|session| expired(session.established, REJECT_AFTER_TIME));
         if self.live.is_none() {
             self.owing_since = None;

@@ -71,55 +71,69 @@ pub struct Offloads {
 /// A TUN device held by this process. It goes away with it unless it was made persistent by someone else.
 #[derive(Debug)]
 pub struct Tun {
-    file: File,
+    /// At least one.
+    queues: Vec<Queue>,
     offloads: Offloads,
     /// For interface requests, in the namespace the device was made in.
     control: socket2::Socket,
 }
 
+/// One of a TUN device's queues. The kernel keeps a flow in the queue to which its answers are written (see
+/// [`steer`](super::steer())); a new flow comes in any.
+#[derive(Debug)]
+pub struct Queue(File);
+
 impl Tun {
-    /// Makes the device `name`, or attaches to a persistent one that nobody holds. Reads do not block.
+    /// Makes the device `name` with that many queues, at least one, or attaches to a persistent one that nobody
+    /// holds, with the one queue that such a device has. Reads do not block.
     ///
     /// # Errors
     /// [`TunError`] names the likely cause.
-    pub fn open(name: &str) -> Result<Self, TunError> {
-        let name_error = || TunError::BadName { name: name.to_owned() };
+    pub fn open(name: &str, queues: usize) -> Result<Self, TunError> {
         let valid = !name.is_empty()
             && name.len() < libc::IFNAMSIZ
             && name != "."
             && name != ".."
             && !name.contains(|c: char| c == '/' || c == ':' || c == '%' || c.is_whitespace() || c == '\0');
         if !valid {
-            return Err(name_error());
+            return Err(TunError::BadName { name: name.to_owned() });
         }
         let failed = |what| move |source| TunError::Io { name: name.to_owned(), what, source };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-            .open(CLONE_DEVICE)
-            .map_err(|error| match error.raw_os_error() {
-                Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TunError::NoDriver,
-                Some(libc::EACCES | libc::EPERM) => TunError::NoPermission { name: name.to_owned() },
-                _ => failed("opening /dev/net/tun")(error),
-            })?;
+        let file = match attach(name, libc::IFF_MULTI_QUEUE | libc::IFF_TUN_EXCL) {
+            Err(TunError::Busy { .. }) => match attach(name, 0) {
+                // It has several queues, so one like us made it.
+                Err(TunError::Taken { name }) if is_multi_queue(&name) => {
+                    return Err(TunError::Busy { name });
+                }
+                other => other?,
+            },
+            Err(error) => return Err(error),
+            Ok(first) => {
+                let mut files = vec![Queue(first)];
+                for _ in 1..queues {
+                    files.push(Queue(attach(name, libc::IFF_MULTI_QUEUE)?));
+                }
+                return Self::prepare(files).map_err(failed("setting it up"));
+            }
+        };
+        Self::prepare(vec![Queue(file)]).map_err(failed("setting it up"))
+    }
 
-        let mut request = Request::named(name).ok_or_else(name_error)?;
-        request.0.ifr_ifru.ifru_flags =
-            (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
-        request.call(file.as_fd(), libc::TUNSETIFF).map_err(|error| match error.raw_os_error() {
-            Some(libc::EPERM) => TunError::NoPermission { name: name.to_owned() },
-            Some(libc::EBUSY) => TunError::Busy { name: name.to_owned() },
-            Some(libc::EINVAL) => TunError::Taken { name: name.to_owned() },
-            _ => failed("making it")(error),
-        })?;
+    fn prepare(queues: Vec<Queue>) -> io::Result<Self> {
         let header_len = VNET_HEADER_LEN as libc::c_int;
-        set_int(file.as_fd(), libc::TUNSETVNETHDRSZ, &header_len)
-            .map_err(failed("setting the header size"))?;
-        let offloads = negotiate(file.as_fd());
-        let control = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::DGRAM, None)
-            .map_err(failed("opening a control socket"))?;
-        Ok(Self { file, offloads, control })
+        let mut offloads = Offloads { checksum: false, tcp: false, udp: false };
+        for queue in &queues {
+            set_int(queue.as_fd(), libc::TUNSETVNETHDRSZ, &header_len)?;
+            offloads = negotiate(queue.as_fd());
+        }
+        let control = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::DGRAM, None)?;
+        Ok(Self { queues, offloads, control })
+    }
+
+    /// Its queues; at least one.
+    #[must_use]
+    pub fn queues(&self) -> &[Queue] {
+        &self.queues
     }
 
     /// What the kernel agreed to.
@@ -134,7 +148,7 @@ impl Tun {
     /// `EBADFD` when the device has been deleted.
     pub fn name(&self) -> io::Result<String> {
         let mut request = Request::empty();
-        request.call(self.file.as_fd(), libc::TUNGETIFF)?;
+        request.call(self.queues[0].as_fd(), libc::TUNGETIFF)?;
         let bytes: Vec<u8> =
             request.0.ifr_name.iter().map(|c| c.cast_unsigned()).take_while(|byte| *byte != 0).collect();
         Ok(String::from_utf8_lossy(&bytes).into_owned())
@@ -167,7 +181,9 @@ impl Tun {
     fn request(&self) -> io::Result<Request> {
         Request::named(&self.name()?).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
+}
 
+impl Queue {
     /// Reads one packet or superpacket into `packet`, which should hold 65,575 bytes, and returns its length.
     ///
     /// # Errors
@@ -175,7 +191,7 @@ impl Tun {
     /// kernel's answer is shorter than its header.
     pub fn read(&self, packet: &mut [u8]) -> io::Result<(VnetHeader, usize)> {
         let mut header = [0; VNET_HEADER_LEN];
-        let length = readv(&self.file, &mut [IoSliceMut::new(&mut header), IoSliceMut::new(packet)])?;
+        let length = readv(&self.0, &mut [IoSliceMut::new(&mut header), IoSliceMut::new(packet)])?;
         let length = length.checked_sub(VNET_HEADER_LEN).ok_or(io::ErrorKind::InvalidData)?;
         Ok((VnetHeader::decode(&header), length))
     }
@@ -193,7 +209,7 @@ impl Tun {
             *slice = IoSlice::new(&arena[piece.clone()]);
         }
         loop {
-            match writev(&self.file, &slices[..=packet.pieces.len().min(MAX_PIECES)]) {
+            match writev(&self.0, &slices[..=packet.pieces.len().min(MAX_PIECES)]) {
                 Ok(_length) => return Ok(()),
                 Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
@@ -202,10 +218,42 @@ impl Tun {
     }
 }
 
-impl AsFd for Tun {
+impl AsFd for Queue {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+        self.0.as_fd()
     }
+}
+
+/// Attaches a queue to the device `name`, which is made if it does not exist.
+fn attach(name: &str, flags: libc::c_int) -> Result<File, TunError> {
+    let failed = |what| move |source| TunError::Io { name: name.to_owned(), what, source };
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open(CLONE_DEVICE)
+        .map_err(|error| match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TunError::NoDriver,
+            Some(libc::EACCES | libc::EPERM) => TunError::NoPermission { name: name.to_owned() },
+            _ => failed("opening /dev/net/tun")(error),
+        })?;
+    let mut request = Request::named(name).ok_or_else(|| TunError::BadName { name: name.to_owned() })?;
+    request.0.ifr_ifru.ifru_flags =
+        (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | flags) as libc::c_short;
+    request.call(file.as_fd(), libc::TUNSETIFF).map_err(|error| match error.raw_os_error() {
+        Some(libc::EPERM) => TunError::NoPermission { name: name.to_owned() },
+        Some(libc::EBUSY) => TunError::Busy { name: name.to_owned() },
+        Some(libc::EINVAL) => TunError::Taken { name: name.to_owned() },
+        _ => failed("making it")(error),
+    })?;
+    Ok(file)
+}
+
+/// Whether the interface is a TUN device with several queues, of whomever.
+fn is_multi_queue(name: &str) -> bool {
+    let flags = std::fs::read_to_string(format!("/sys/class/net/{name}/tun_flags")).unwrap_or_default();
+    let flags = libc::c_int::from_str_radix(flags.trim().trim_start_matches("0x"), 16).unwrap_or_default();
+    flags & libc::IFF_MULTI_QUEUE != 0
 }
 
 /// Asks for everything, then for less: kernels refuse the whole set when they do not know one flag.

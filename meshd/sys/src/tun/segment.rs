@@ -1,6 +1,6 @@
 //! Cutting a superpacket into the packets it stands for, and completing checksums the kernel left open.
 
-use super::checksum::{add, finish, word};
+use super::checksum::{add, copy_and_add, finish, word};
 use super::header::{GsoKind, VnetHeader};
 
 /// Why a packet from the kernel cannot be sent on. It is dropped.
@@ -115,6 +115,24 @@ impl Segments<'_> {
         }
     }
 
+    /// How many packets [`Segments::write_next`] will write.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        match self.kind {
+            Kind::Whole { .. } => 1,
+            Kind::Tcp | Kind::Udp => (self.packet.len() - self.header_len).div_ceil(self.size).max(1),
+        }
+    }
+
+    /// Length of the last packet; those before it all have [`Segments::max_len`].
+    #[must_use]
+    pub fn last_len(&self) -> usize {
+        match self.kind {
+            Kind::Whole { .. } => self.packet.len(),
+            Kind::Tcp | Kind::Udp => self.packet.len() - (self.count() - 1) * self.size,
+        }
+    }
+
     /// Writes the next packet to the start of `out` and returns its length, `None` when all are written.
     ///
     /// # Panics
@@ -155,8 +173,11 @@ impl Segments<'_> {
         let length = self.header_len + size;
         let out = &mut out[..length];
         out[..self.header_len].copy_from_slice(&self.packet[..self.header_len]);
-        out[self.header_len..].copy_from_slice(&payload[self.done..self.done + size]);
-        let (ip, transport) = out.split_at_mut(self.l4);
+        let (headers, body) = out.split_at_mut(self.header_len);
+        // Headers of both layers have an even length, so the sum of the payload stands by itself.
+        let payload_sum = copy_and_add(0, &payload[self.done..self.done + size], body);
+        let (ip, transport) = headers.split_at_mut(self.l4);
+        let transport_len = (length - self.l4) as u16;
 
         if ip[0] >> 4 == 4 {
             let header_len = usize::from(ip[0] & 15) * 4;
@@ -176,7 +197,7 @@ impl Segments<'_> {
         let checksum_at = if self.kind == Kind::Tcp { 16 } else { 6 };
         let pseudo = u64::from(u16::from_ne_bytes([transport[checksum_at], transport[checksum_at + 1]]))
             + word(!whole_len)
-            + word(transport.len() as u16);
+            + word(transport_len);
         transport[checksum_at..checksum_at + 2].fill(0);
         if self.kind == Kind::Tcp {
             let sequence = u32::from_be_bytes([transport[4], transport[5], transport[6], transport[7]]);
@@ -189,10 +210,9 @@ impl Segments<'_> {
                 transport[13] &= !TCP_CWR;
             }
         } else {
-            let udp_len = transport.len() as u16;
-            transport[4..6].copy_from_slice(&udp_len.to_be_bytes());
+            transport[4..6].copy_from_slice(&transport_len.to_be_bytes());
         }
-        let mut checksum = finish(add(pseudo, transport));
+        let mut checksum = finish(add(pseudo + payload_sum, transport));
         if self.kind == Kind::Udp && checksum == [0, 0] {
             checksum = [0xff, 0xff];
         }

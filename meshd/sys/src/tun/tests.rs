@@ -406,6 +406,6 @@ fn a_superpacket_behind_an_ipv6_extension_header_is_cut_up() {
 #[test]
 fn names_that_no_interface_can_have_are_refused_before_the_kernel_is_asked() {
     for name in ["", ".", "..", "a/b", "a b", "wg%d", "sixteen-bytes-xx"] {
-        assert!(matches!(Tun::open(name), Err(TunError::BadName { .. })), "{name}");
+        assert!(matches!(Tun::open(name, 1), Err(TunError::BadName { .. })), "{name}");
     }
 }

@@ -9,7 +9,7 @@ mod receive;
 mod send;
 mod socket;
 
-pub use receive::{Datagrams, ReceiveBatch};
+pub use receive::{Piece, ReceiveBatch};
 pub use send::{Destination, SendBatch, SendReport};
 pub use socket::{Sockets, Source, UdpSocket};
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::ops::Range;
 use std::os::fd::AsRawFd as _;
 
 use nix::errno::Errno;
@@ -18,34 +19,28 @@ pub struct ReceiveBatch {
     data: Box<[u8]>,
     control: Box<[[usize; RECEIVE_WORDS]]>,
     names: Box<[libc::sockaddr_storage]>,
-    received: Vec<Slot>,
+    received: Vec<Piece>,
 }
 
+/// Where a run of datagrams from one sender to one of our addresses lies in the memory of a [`ReceiveBatch`].
 #[derive(Debug, Clone, Copy)]
-struct Slot {
-    length: usize,
-    segment_size: usize,
-    from: SocketAddr,
-    to: Option<Source>,
-}
-
-/// One or more datagrams from one sender to one of our addresses, in order.
-#[derive(Debug, Clone)]
-pub struct Datagrams<'a> {
+pub struct Piece {
     /// Who sent them.
     pub from: SocketAddr,
     /// Which of our addresses they were sent to, when the kernel said so.
     pub to: Option<Source>,
-    data: &'a [u8],
+    start: usize,
+    length: usize,
     segment_size: usize,
 }
 
-impl<'a> Datagrams<'a> {
-    /// The datagrams, at least one.
-    pub fn iter(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+impl Piece {
+    /// The places of the datagrams, in order; at least one.
+    pub fn datagrams(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (start, end, step) = (self.start, self.start + self.length, self.segment_size.max(1));
         // An empty datagram is one datagram.
-        let empty = self.data.is_empty().then_some(self.data);
-        empty.into_iter().chain(self.data.chunks(self.segment_size.max(1)))
+        let empty = (self.length == 0).then_some(start..start);
+        empty.into_iter().chain((start..end).step_by(step).map(move |at| at..end.min(at + step)))
     }
 }
 
@@ -104,13 +99,15 @@ impl ReceiveBatch {
             }
             Err(error) => return Err(error.into()),
         };
-        for ((header, name), control) in headers[..count].iter().zip(&self.names).zip(&self.control) {
+        let parts = headers[..count].iter().zip(&self.names).zip(&self.control);
+        for (slot, ((header, name), control)) in parts.enumerate() {
             let said = control::read(control, header.msg_hdr.msg_controllen);
             let length = (header.msg_len as usize).min(SLOT);
             let from = read_name(name, header.msg_hdr.msg_namelen);
             // A cut datagram cannot be authentic; it keeps its slot as an empty one.
             let cut = header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0 || from.is_none();
-            self.received.push(Slot {
+            self.received.push(Piece {
+                start: slot * SLOT,
                 length: if cut { 0 } else { length },
                 segment_size: said.segment_size.unwrap_or(length),
                 from: from.unwrap_or(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0)),
@@ -120,14 +117,9 @@ impl ReceiveBatch {
         Ok(count)
     }
 
-    /// What the last [`ReceiveBatch::receive`] brought.
-    pub fn iter(&self) -> impl Iterator<Item = Datagrams<'_>> {
-        self.received.iter().zip(self.data.chunks(SLOT)).map(|(slot, data)| Datagrams {
-            from: slot.from,
-            to: slot.to,
-            data: &data[..slot.length],
-            segment_size: slot.segment_size,
-        })
+    /// What the last [`ReceiveBatch::receive`] brought, and the memory that it lies in.
+    pub fn parts(&mut self) -> (&[Piece], &mut [u8]) {
+        (&self.received, &mut self.data)
     }
 }
 

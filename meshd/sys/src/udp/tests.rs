@@ -28,8 +28,9 @@ fn receive(socket: &UdpSocket, count: usize) -> Vec<(SocketAddr, Option<Source>,
     while datagrams.len() < count && Instant::now() < deadline {
         match batch.receive(socket) {
             Ok(_pieces) => {
-                for piece in batch.iter() {
-                    datagrams.extend(piece.iter().map(|d| (piece.from, piece.to, d.to_vec())));
+                let (pieces, data) = batch.parts();
+                for piece in pieces {
+                    datagrams.extend(piece.datagrams().map(|d| (piece.from, piece.to, data[d].to_vec())));
                 }
             }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
