@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 
 use ipnet::IpNet;
 use mesh_sys::uapi::{self, AllowedIpChange, PublicKey, SecretKey, SetDevice, SetPeer};
-use mesh_sys::udp::{SendBatch, Sockets};
+use mesh_sys::udp::{SendBatch, SocketGroup};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -26,15 +26,15 @@ pub(crate) struct Device {
     local: RwLock<Option<Arc<LocalKeys>>>,
     peers: RwLock<HashMap<PublicKey, Arc<Peer>>>,
     allowed: RwLock<AllowedIps<Arc<Peer>>>,
-    sockets: RwLock<Option<Arc<Sockets>>>,
+    sockets: RwLock<Option<Arc<SocketGroup>>>,
     pub(crate) indices: Arc<IndexTable>,
     pub(crate) timers: Timers,
     pub(crate) counters: Counters,
     /// Of the TUN interface, in bytes; packets are not padded beyond it.
     pub(crate) mtu: AtomicU32,
-    /// Wakes the inbound thread: new sockets, or the end.
-    pub(crate) wake_inbound: EventFd,
-    /// Wakes the outbound thread: the end.
+    /// Wakes an inbound thread each: new sockets, or the end.
+    pub(crate) wake_inbound: Vec<EventFd>,
+    /// Wakes all outbound threads: the end.
     pub(crate) wake_outbound: EventFd,
     stopping: AtomicBool,
 }
@@ -73,7 +73,7 @@ fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
 }
 
 impl Device {
-    pub(crate) fn new(mtu: u32) -> io::Result<Self> {
+    pub(crate) fn new(mtu: u32, inbound_threads: usize) -> io::Result<Self> {
         let event = || EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
         Ok(Self {
             settings: Mutex::default(),
@@ -85,7 +85,7 @@ impl Device {
             timers: Timers::default(),
             counters: Counters::default(),
             mtu: AtomicU32::new(mtu),
-            wake_inbound: event()?,
+            wake_inbound: (0..inbound_threads).map(|_| event()).collect::<Result<_, _>>()?,
             wake_outbound: event()?,
             stopping: AtomicBool::new(false),
         })
@@ -95,7 +95,7 @@ impl Device {
         read(&self.local).clone()
     }
 
-    pub(crate) fn sockets(&self) -> Option<Arc<Sockets>> {
+    pub(crate) fn sockets(&self) -> Option<Arc<SocketGroup>> {
         read(&self.sockets).clone()
     }
 
@@ -115,7 +115,7 @@ impl Device {
     /// Has all threads end.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
-        wake(&self.wake_inbound);
+        self.wake_inbound.iter().for_each(wake);
         wake(&self.wake_outbound);
         self.timers.stop();
     }
@@ -134,8 +134,8 @@ impl Device {
         self.settings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends a batch and empties it.
-    pub(crate) fn send(&self, batch: &mut SendBatch) {
+    /// Sends a batch with the sockets of thread `number`, and empties it.
+    pub(crate) fn send(&self, number: usize, batch: &mut SendBatch) {
         if batch.is_empty() {
             return;
         }
@@ -144,7 +144,7 @@ impl Device {
             batch.clear();
             return;
         };
-        let report = batch.send(&sockets);
+        let report = batch.send(sockets.of(number));
         if report.dropped > 0 {
             self.counters.count_many(DropReason::SendFailed, report.dropped);
             tracing::debug!(dropped = report.dropped, reason = ?report.error, "datagrams could not be sent");
@@ -187,16 +187,19 @@ impl Device {
             (None, Some(_)) => None,
             (port, _) => Some(port.unwrap_or(0)),
         };
-        let set_mark =
-            |sockets: &Sockets| sockets.set_mark(mark).map_err(|source| ApplyError::Mark { mark, source });
+        let set_mark = |sockets: &SocketGroup| {
+            sockets.set_mark(mark).map_err(|source| ApplyError::Mark { mark, source })
+        };
         if let Some(port) = port {
-            let sockets = Sockets::bind(port).map_err(|source| ApplyError::Bind { port, source })?;
+            let count = self.wake_inbound.len();
+            let sockets =
+                SocketGroup::bind(port, count).map_err(|source| ApplyError::Bind { port, source })?;
             if mark != 0 {
                 set_mark(&sockets)?;
             }
             tracing::info!(port = sockets.port(), "listening");
             *write(&self.sockets) = Some(Arc::new(sockets));
-            wake(&self.wake_inbound);
+            self.wake_inbound.iter().for_each(wake);
         } else if mark != settings.fwmark
             && let Some(sockets) = &present
         {

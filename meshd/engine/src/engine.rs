@@ -122,7 +122,7 @@ impl Engine {
         let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(MAX_THREADS);
         let tun = Tun::open(name, threads * outbound::QUEUES)?;
         tun.set_mtu(DEFAULT_MTU).map_err(io("setting the interface's MTU"))?;
-        let device = Arc::new(Device::new(DEFAULT_MTU).map_err(io("making events"))?);
+        let device = Arc::new(Device::new(DEFAULT_MTU, threads).map_err(io("making events"))?);
         let socket = SocketFile::bind(socket)?;
         let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
             .map_err(errno("making events"))?;
@@ -140,8 +140,10 @@ impl Engine {
             })
         });
         let started = started.and_then(|()| {
-            engine.spawn("inbound", |device, tun| {
-                inbound::run(device, tun).err().map(|error| Err(error.to_string()))
+            (0..engine.device.wake_inbound.len()).try_for_each(|number| {
+                engine.spawn("inbound", move |device, tun| {
+                    inbound::run(device, tun, number).err().map(|error| Err(error.to_string()))
+                })
             })
         });
         let started = started.and_then(|()| {

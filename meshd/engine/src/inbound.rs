@@ -1,4 +1,5 @@
-//! The thread from the peers to the TUN device.
+//! The threads from the peers to the TUN device. Each has sockets of its own, among which the kernel shares out the
+//! peers.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -12,6 +13,7 @@ use mesh_sys::tun::{Coalescer, Tun, steer};
 use mesh_sys::udp::{Destination, Piece, ReceiveBatch, SendBatch, Sockets, UdpSocket};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::EventFd;
 
 use crate::counters::DropReason;
 use crate::device::Device;
@@ -33,11 +35,12 @@ const RUN: usize = 64;
 /// Pause after a failure that would otherwise repeat at once.
 const RELIEF: Duration = Duration::from_millis(100);
 
-/// The thread's body. Ends when it is asked to.
-pub(crate) fn run(device: &Device, tun: &Tun) -> io::Result<()> {
+/// The body of thread `number`. Ends when it is asked to.
+pub(crate) fn run(device: &Device, tun: &Tun, number: usize) -> io::Result<()> {
     let mut receive = ReceiveBatch::new(SLOTS);
     let mut inbound = Inbound {
         device,
+        number,
         tun,
         coalescer: Coalescer::new(tun.offloads().udp),
         run: Vec::with_capacity(RUN),
@@ -47,9 +50,10 @@ pub(crate) fn run(device: &Device, tun: &Tun) -> io::Result<()> {
     };
     while !device.is_stopping() {
         // Sockets may have been replaced; the old ones are closed when the last thread lets go.
-        let sockets = device.sockets();
-        wait(device, sockets.as_deref())?;
-        for socket in sockets.iter().flat_map(|sockets| sockets.iter()) {
+        let group = device.sockets();
+        let sockets = group.as_ref().map(|group| group.of(number));
+        wait(&device.wake_inbound[number], sockets)?;
+        for socket in sockets.into_iter().flat_map(Sockets::iter) {
             inbound.drain(&mut receive, socket);
         }
     }
@@ -57,9 +61,9 @@ pub(crate) fn run(device: &Device, tun: &Tun) -> io::Result<()> {
 }
 
 /// Sleeps until a socket or the device has something.
-fn wait(device: &Device, sockets: Option<&Sockets>) -> io::Result<()> {
+fn wait(wake: &EventFd, sockets: Option<&Sockets>) -> io::Result<()> {
     // Unused places name the first descriptor once more.
-    let mut fds = [(); 3].map(|()| PollFd::new(device.wake_inbound.as_fd(), PollFlags::POLLIN));
+    let mut fds = [(); 3].map(|()| PollFd::new(wake.as_fd(), PollFlags::POLLIN));
     let mut count = 1;
     for socket in sockets.into_iter().flat_map(Sockets::iter) {
         fds[count] = PollFd::new(socket.as_fd(), PollFlags::POLLIN);
@@ -70,7 +74,7 @@ fn wait(device: &Device, sockets: Option<&Sockets>) -> io::Result<()> {
         Err(error) => return Err(error.into()),
     }
     if fds[0].any().unwrap_or(false) {
-        match device.wake_inbound.read() {
+        match wake.read() {
             Ok(_) | Err(Errno::EAGAIN) => {}
             Err(error) => return Err(error.into()),
         }
@@ -80,6 +84,8 @@ fn wait(device: &Device, sockets: Option<&Sockets>) -> io::Result<()> {
 
 struct Inbound<'a> {
     device: &'a Device,
+    /// Of the thread.
+    number: usize,
     tun: &'a Tun,
     coalescer: Coalescer,
     /// Messages of one session that were opened, and where in the memory they lie; reused.
@@ -109,7 +115,7 @@ impl Inbound<'_> {
                 self.take(piece, data, now);
             }
             self.write(data);
-            self.device.send(&mut self.batch);
+            self.device.send(self.number, &mut self.batch);
         }
     }
 
@@ -180,7 +186,7 @@ impl Inbound<'_> {
 
     fn take_handshake(&mut self, message: &[u8], from: &Destination, now: Instant) {
         if !self.batch.has_space(BATCH / 2) {
-            self.device.send(&mut self.batch);
+            self.device.send(self.number, &mut self.batch);
         }
         let result = match (word(message, 0), message.len()) {
             (Some(INITIATION), INITIATION_LEN) => self.take_initiation(message, from, now),

@@ -3,7 +3,7 @@
 //! # Shape
 //! ```text
 //!  TUN queues ─► superpacket ─► peer by destination ─► segment and seal in the send buffer ─► UDP_SEGMENT   threads "outbound"
-//!  UDP_GRO ─► session by index ─► open in place ─► source belongs to peer? ─► coalesce ─► TUN queue         thread "inbound"
+//!  UDP_GRO ─► session by index ─► open in place ─► source belongs to peer? ─► coalesce ─► TUN queue         threads "inbound"
 //!  retransmission, keepalive, rekey, expiry of sessions                                                     thread "timers"
 //!  UAPI socket, link changes, signals                                                                       the caller of run()
 //! ```
@@ -27,6 +27,8 @@ mod handshake;
 mod inbound;
 mod index;
 mod keys;
+#[doc(hidden)]
+pub mod measured;
 mod noise;
 mod outbound;
 mod peer;

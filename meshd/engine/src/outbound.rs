@@ -10,7 +10,7 @@ use std::os::fd::AsFd as _;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use mesh_sys::tun::{Queue, Tun, VnetHeader, segment};
+use mesh_sys::tun::{Queue, Segments, Tun, VnetHeader, segment};
 use mesh_sys::udp::{Destination, SendBatch};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -46,7 +46,7 @@ pub(crate) fn run(device: &Device, tun: &Tun, number: usize, threads: usize) -> 
         device,
         packet: vec![0; LONGEST_PACKET].into_boxed_slice(),
         padded: vec![0; LONGEST_PACKET + PADDING].into_boxed_slice(),
-        batch: SendBatch::new(BATCH),
+        sender: Sender { device, number, batch: SendBatch::new(BATCH) },
     };
     loop {
         let ready = wait(device, &queues)?;
@@ -85,14 +85,14 @@ struct Outbound<'a> {
     packet: Box<[u8]>,
     /// A packet that has to wait for a handshake, with its padding.
     padded: Box<[u8]>,
-    batch: SendBatch,
+    sender: Sender<'a>,
 }
 
 impl Outbound<'_> {
     /// Reads from the queues that are ready, in turns, until they are empty or the batch is nearly full, and sends.
     fn serve(&mut self, queues: &[&Queue], mut ready: [bool; QUEUES]) -> io::Result<()> {
         let mut result = Ok(());
-        'rounds: while ready.contains(&true) && self.batch.has_space(LONGEST_PACKET) {
+        'rounds: while ready.contains(&true) && self.sender.batch.has_space(LONGEST_PACKET) {
             for (queue, ready) in queues.iter().zip(&mut ready).filter(|(_, ready)| **ready) {
                 match queue.read(&mut self.packet) {
                     Ok((header, length)) => self.take(&header, length),
@@ -105,7 +105,7 @@ impl Outbound<'_> {
                 }
             }
         }
-        self.device.send(&mut self.batch);
+        self.sender.send();
         result
     }
 
@@ -135,21 +135,17 @@ impl Outbound<'_> {
         let bytes =
             (count - 1) * (padded(segments.max_len()) + OVERHEAD) + padded(segments.last_len()) + OVERHEAD;
         let now = Instant::now();
-        match reserve(device, &peer, count, bytes, now, &mut self.batch) {
-            Reserved::Ready { session, counter, to } => {
-                let room = HEADER_LEN + segments.max_len() + PADDING + OVERHEAD;
-                let sealed = seal(device, &mut self.batch, room, &session, counter, &to, |space| {
-                    let length = segments.write_next(space)?;
-                    space[length..padded(length)].fill(0);
-                    Some(padded(length))
-                });
-                debug_assert_eq!(sealed, count, "every reserved counter is used");
+        match self.sender.reserve(&peer, count, bytes, now) {
+            Reserved::Ready { session, mut counter, to } => {
+                while self.sender.seal(&mut segments, padded, &session, counter, &to) {
+                    counter += 1;
+                }
             }
             Reserved::Stage => {
                 while let Some(length) = segments.write_next(&mut self.padded) {
                     let padded = padded(length);
                     self.padded[length..padded].fill(0);
-                    peer.tunnel().stage(&self.padded[..padded], now, &mut self.batch);
+                    peer.tunnel().stage(&self.padded[..padded], now, &mut self.sender.batch);
                 }
             }
             Reserved::NoEndpoint => device.counters.count_many(DropReason::NoEndpoint, count),
@@ -159,50 +155,56 @@ impl Outbound<'_> {
     }
 }
 
-/// As the tunnel's, and makes room in the batch if it has to.
-fn reserve(
-    device: &Device,
-    peer: &Peer,
-    count: usize,
-    bytes: usize,
-    now: Instant,
-    batch: &mut SendBatch,
-) -> Reserved {
-    for _attempt in 0..2 {
-        let reserved = peer.tunnel().reserve(count, bytes, now, batch);
-        if !matches!(reserved, Reserved::BatchFull) {
-            return reserved;
-        }
-        // Staged packets took the room; they go first.
-        device.send(batch);
-    }
-    Reserved::BatchFull
+/// The way out of one thread.
+struct Sender<'a> {
+    device: &'a Device,
+    /// Of the thread.
+    number: usize,
+    batch: SendBatch,
 }
 
-/// Seals packets as long as `write` puts them into the space it is given and returns their length; sends whenever the
-/// batch is full. Returns their number. No lock is held.
-fn seal(
-    device: &Device,
-    batch: &mut SendBatch,
-    room: usize,
-    session: &Session,
-    first: u64,
-    to: &Destination,
-    mut write: impl FnMut(&mut [u8]) -> Option<usize>,
-) -> usize {
-    for count in 0.. {
-        if !batch.has_space(room) {
-            device.send(batch);
-        }
-        let Some(space) = batch.space(room) else { return count };
-        let Some(length) = write(&mut space[HEADER_LEN..]) else { return count };
-        let message = &mut space[..length + OVERHEAD];
-        match session.seal(first + count as u64, message) {
-            Ok(()) => batch.commit(to, length + OVERHEAD),
-            Err(_) => device.counters.count(DropReason::SendFailed),
-        }
+impl Sender<'_> {
+    fn send(&mut self) {
+        self.device.send(self.number, &mut self.batch);
     }
-    0
+
+    /// As the tunnel's, and makes room in the batch if it has to.
+    fn reserve(&mut self, peer: &Peer, count: usize, bytes: usize, now: Instant) -> Reserved {
+        for _attempt in 0..2 {
+            let reserved = peer.tunnel().reserve(count, bytes, now, &mut self.batch);
+            if !matches!(reserved, Reserved::BatchFull) {
+                return reserved;
+            }
+            // Staged packets took the room; they go first.
+            self.send();
+        }
+        Reserved::BatchFull
+    }
+
+    /// Writes a packet into the batch and seals it there, without any lock. False when there are no more.
+    fn seal(
+        &mut self,
+        segments: &mut Segments<'_>,
+        padded: impl Fn(usize) -> usize,
+        session: &Session,
+        counter: u64,
+        to: &Destination,
+    ) -> bool {
+        let room = segments.max_len() + PADDING + OVERHEAD;
+        if !self.batch.has_space(room) {
+            self.send();
+        }
+        let Some(space) = self.batch.space(room) else { return false };
+        let Some(length) = segments.write_next(&mut space[HEADER_LEN..]) else { return false };
+        let end = HEADER_LEN + padded(length);
+        space[HEADER_LEN + length..end].fill(0);
+        let message = end + OVERHEAD - HEADER_LEN;
+        match session.seal(counter, &mut space[..message]) {
+            Ok(()) => self.batch.commit(to, message),
+            Err(_) => self.device.counters.count(DropReason::SendFailed),
+        }
+        true
+    }
 }
 
 fn destination(packet: &[u8]) -> Option<IpAddr> {

@@ -116,12 +116,12 @@ pub(crate) fn run(device: &Device) {
             };
             // A staged packet or two may have come along; room for the next peer's whole queue is not kept.
             if !batch.has_space(BATCH / 2) {
-                device.send(&mut batch);
+                device.send(0, &mut batch);
             }
             earliest = [earliest, deadline].into_iter().flatten().min();
             deadline.is_some()
         });
-        device.send(&mut batch);
+        device.send(0, &mut batch);
         next = earliest.map(|earliest| earliest.saturating_duration_since(Instant::now()));
     }
 }

@@ -1,7 +1,7 @@
 //! UDP in batches: many datagrams per system call, by `UDP_SEGMENT` and `sendmmsg` one way and by `UDP_GRO` and
 //! `recvmmsg` the other.
 //!
-//! [`Sockets`] is a pair of one IPv4 and one IPv6 socket on the same port. [`SendBatch`] and [`ReceiveBatch`] are
+//! [`Sockets`] is a pair of one IPv4 and one IPv6 socket on the same port, [`SocketGroup`] several of them. [`SendBatch`] and [`ReceiveBatch`] are
 //! memory that is filled and used again; nothing is allocated per datagram.
 
 mod control;
@@ -11,7 +11,7 @@ mod socket;
 
 pub use receive::{Piece, ReceiveBatch};
 pub use send::{Destination, SendBatch, SendReport};
-pub use socket::{Sockets, Source, UdpSocket};
+pub use socket::{SocketGroup, Sockets, Source, UdpSocket};
 
 #[cfg(test)]
 mod tests;

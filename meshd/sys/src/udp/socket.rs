@@ -36,7 +36,8 @@ pub struct UdpSocket {
 }
 
 impl UdpSocket {
-    fn bind(ipv4: bool, port: u16) -> io::Result<Self> {
+    /// With `shared`, beside others on the same port.
+    fn bind(ipv4: bool, port: u16, shared: bool) -> io::Result<Self> {
         let (domain, any) = if ipv4 {
             (Domain::IPV4, IpAddr::V4(Ipv4Addr::UNSPECIFIED))
         } else {
@@ -46,6 +47,7 @@ impl UdpSocket {
         if !ipv4 {
             socket.set_only_v6(true)?;
         }
+        socket.set_reuse_port(shared)?;
         socket.bind(&SocketAddr::new(any, port).into())?;
         enlarge(&socket);
         // Which of our addresses was meant. Without it answers leave from whichever the routes prefer.
@@ -148,14 +150,24 @@ impl Sockets {
     }
 
     fn bind_once(port: u16) -> io::Result<Self> {
-        let v4 = available(UdpSocket::bind(true, port))?;
+        let v4 = available(UdpSocket::bind(true, port, false))?;
         let port = v4.as_ref().map_or(Ok(port), UdpSocket::port)?;
-        let v6 = available(UdpSocket::bind(false, port))?;
+        let v6 = available(UdpSocket::bind(false, port, false))?;
         let port = v6.as_ref().map_or(Ok(port), UdpSocket::port)?;
         if v4.is_none() && v6.is_none() {
             return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
         }
         Ok(Self { v4, v6, port })
+    }
+
+    /// More sockets on the same port, in the same families.
+    fn beside(&self) -> io::Result<Self> {
+        let beside = |socket: &Option<UdpSocket>, ipv4| -> io::Result<Option<UdpSocket>> {
+            let Some(socket) = socket else { return Ok(None) };
+            socket.socket.set_reuse_port(true)?;
+            UdpSocket::bind(ipv4, self.port, true).map(Some)
+        };
+        Ok(Self { v4: beside(&self.v4, true)?, v6: beside(&self.v6, false)?, port: self.port })
     }
 
     /// The port in use.
@@ -181,6 +193,45 @@ impl Sockets {
     /// What the system says, above all `EPERM` without `CAP_NET_ADMIN`.
     pub fn set_mark(&self, mark: u32) -> io::Result<()> {
         self.iter().try_for_each(|socket| socket.socket.set_mark(mark))
+    }
+}
+
+/// Several [`Sockets`] on one port. The kernel spreads what comes in by addresses and ports, so that whatever one
+/// sender sends comes in at the same one, in order.
+#[derive(Debug)]
+pub struct SocketGroup(Vec<Sockets>);
+
+impl SocketGroup {
+    /// Binds `count` of them, at least one, to `port`; 0 takes a random one that is free in both families.
+    ///
+    /// # Errors
+    /// As [`Sockets::bind`]. The port must be free: nobody else's sockets are joined.
+    pub fn bind(port: u16, count: usize) -> io::Result<Self> {
+        let mut all = vec![Sockets::bind(port)?];
+        for _ in 1..count {
+            all.push(all[0].beside()?);
+        }
+        Ok(Self(all))
+    }
+
+    /// Those that thread `number` should use.
+    #[must_use]
+    pub fn of(&self, number: usize) -> &Sockets {
+        &self.0[number % self.0.len()]
+    }
+
+    /// The port in use.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.0[0].port
+    }
+
+    /// As [`Sockets::set_mark`], for all.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_mark(&self, mark: u32) -> io::Result<()> {
+        self.0.iter().try_for_each(|sockets| sockets.set_mark(mark))
     }
 }
 

@@ -151,3 +151,50 @@ proptest! {
         prop_assert_eq!(read, Received { segment_size: None, destination: Some(source) });
     }
 }
+
+#[test]
+fn a_group_shares_a_port_among_itself_and_each_sender_has_one_of_it() {
+    const SENDERS: usize = 40;
+    let group = SocketGroup::bind(0, 4).unwrap();
+    let taken = Sockets::bind(group.port()).unwrap_err();
+    assert_eq!(taken.kind(), std::io::ErrorKind::AddrInUse, "nobody else gets in");
+    assert!(SocketGroup::bind(group.port(), 4).is_err(), "not even another group");
+    let senders: Vec<Sockets> = (0..SENDERS).map(|_| Sockets::bind(0).unwrap()).collect();
+    for address in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
+        if group.of(0).for_address(address).is_none() {
+            continue;
+        }
+        let to = Destination { address: SocketAddr::new(address, group.port()), source: None };
+        for round in 0..3u8 {
+            for sender in &senders {
+                let mut batch = SendBatch::new(64);
+                batch.space(1).unwrap()[0] = round;
+                batch.commit(&to, 1);
+                assert_eq!(batch.send(sender).sent, 1);
+            }
+        }
+        let received: Vec<_> = (0..4)
+            .map(|number| {
+                let socket = group.of(number).for_address(address).unwrap();
+                let mut batch = ReceiveBatch::new(8);
+                let mut received = Vec::new();
+                while batch.receive(socket).is_ok() {
+                    let (pieces, data) = batch.parts();
+                    for piece in pieces {
+                        received.extend(piece.datagrams().map(|place| (piece.from, data[place][0])));
+                    }
+                }
+                received
+            })
+            .collect();
+        assert_eq!(received.iter().map(Vec::len).sum::<usize>(), 3 * SENDERS);
+        assert!(received.iter().filter(|at| !at.is_empty()).count() > 1, "all came in at one socket");
+        for at in &received {
+            for (from, _) in at {
+                let rounds: Vec<u8> =
+                    at.iter().filter(|(other, _)| other == from).map(|(_, round)| *round).collect();
+                assert_eq!(rounds, [0, 1, 2], "what one sender sends stays together and in order");
+            }
+        }
+    }
+}
