@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use crate::command::{find_program, run, step};
+use crate::command::{find_program, run};
 use crate::machine;
 
 /// A program that we run, where it comes from, and what for.
@@ -51,9 +51,14 @@ pub(crate) const BENCH_ENGINE: &[Need] = &[
     need("ip", "iproute2", "both ends are network namespaces"),
     need("iperf3", "iperf3", "the load"),
     need("ping", "iputils-ping", "latency under load"),
-    need("wg", "wireguard-tools", "configures both engines the same way"),
-    need("wireguard-go", "wireguard-go", "what we compare ourselves with"),
+    need("ss", "iproute2", "tells when the load's server listens"),
+    need("taskset", "util-linux", "keeps everything on the given processors"),
+    need("wg", "wireguard-tools", "configures all engines the same way"),
 ];
+
+/// For measuring the engine beside the reference implementation.
+pub(crate) const BENCH_WIREGUARD_GO: &[Need] =
+    &[need("wireguard-go", "wireguard-go", "what we compare ourselves with")];
 
 /// For coverage-guided fuzzing.
 pub(crate) const FUZZ: &[Need] = &[need("c++", "g++", "compiles libFuzzer")];
@@ -67,9 +72,10 @@ pub(crate) fn ensure(needs: &[&[Need]]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    println!("These Debian packages are missing:");
+    // Standard output belongs to the verb: it may have to be JSON.
+    eprintln!("These Debian packages are missing:");
     for need in &missing {
-        println!("    {:<26} {} ({})", need.package, need.reason, need.program);
+        eprintln!("    {:<26} {} ({})", need.package, need.reason, need.program);
     }
     let packages: BTreeSet<&str> = missing.iter().map(|need| need.package).collect();
     let list = packages.iter().copied().collect::<Vec<_>>().join(" ");
@@ -83,11 +89,10 @@ pub(crate) fn ensure(needs: &[&[Need]]) -> Result<()> {
             "installing packages needs root: run `apt-get install {list}` as root, or this command with sudo"
         );
     }
-    let installing = step(format!("apt-get install {list}"));
+    eprintln!("==> apt-get install {list}");
     // A package list that is old or empty is the normal state of a fresh machine.
     run(apt_get().arg("update"))?;
     run(apt_get().args(["install", "--yes", "--no-install-recommends"]).args(&packages))?;
-    installing.done();
     if let Some(need) = missing.iter().find(|need| find_program(need.program).is_none()) {
         bail!("package {} is installed, but its program {:?} is not found", need.package, need.program);
     }
@@ -96,6 +101,6 @@ pub(crate) fn ensure(needs: &[&[Need]]) -> Result<()> {
 
 fn apt_get() -> Command {
     let mut command = Command::new("apt-get");
-    command.args(["--quiet", "--quiet"]).env("DEBIAN_FRONTEND", "noninteractive");
+    command.args(["--quiet", "--quiet"]).env("DEBIAN_FRONTEND", "noninteractive").stdout(std::io::stderr());
     command
 }

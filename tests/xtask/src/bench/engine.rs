@@ -1,28 +1,20 @@
-//! `cargo xtask bench engine`: our userspace WireGuard beside plain veth and wireguard-go.
+//! `cargo xtask bench engine`: our userspace WireGuard beside plain veth, VXLAN and the engines of others.
 
-use std::collections::BTreeMap;
-use std::path::Path;
-use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
-
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Error, Result, bail};
 use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::{Value, json};
 
-use super::network::{Carrier, Network};
-use super::samples::Samples;
-use crate::command::{capture, run, step};
+use super::carrier::{Carrier, Program};
+use super::load::Server;
+use super::network::{self, Ground, Network};
+use super::quantity::{Quantity, TESTS, Test};
+use super::report::Report;
 use crate::workspace::Workspace;
 use crate::{machine, packages};
 
 /// Raised when a field of the JSON output changes its meaning or goes away.
-const SCHEMA_VERSION: u32 = 1;
-
-/// Port of the iperf3 server; it is alone in its namespace.
-const PORT: &str = "5201";
-
-/// Bytes of each small datagram.
-const SMALL_DATAGRAM: &str = "64";
+const SCHEMA_VERSION: u32 = 2;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -32,7 +24,19 @@ pub(crate) struct Arguments {
     /// Length of each measurement in seconds
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=3600))]
     seconds: u32,
-    /// Measure the release build
+    /// Measure these carriers only
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Carrier>,
+    /// Measure only tcp4_1, tcp4_4, cpu_per_gb, ping_load_p50 and udp64
+    #[arg(long)]
+    quick: bool,
+    /// MTU of the underlay in bytes; tunnels have 80 less
+    #[arg(long, default_value = "1500", value_parser = mtu_parser())]
+    mtu: u32,
+    /// Keep engines, loads and pings on so many processors [default: all]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    cores: Option<u32>,
+    /// Measure the release build of mesh-wg (the others are release builds anyway)
     #[arg(long)]
     release: bool,
     /// Print the result as JSON
@@ -40,193 +44,171 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
-/// Carrier, quantity, values.
-type Results = BTreeMap<&'static str, BTreeMap<&'static str, Samples>>;
+/// A carrier that is ready to take turns.
+struct Contender {
+    carrier: Carrier,
+    /// `None` when the kernel does the work.
+    program: Option<Program>,
+}
 
-/// What is measured, with the heading of its column, and how many decimals it deserves.
-const QUANTITIES: &[(&str, &str, usize)] = &[
-    ("tcp_1_stream_gbit_per_s", "1 stream, Gbit/s", 2),
-    ("tcp_4_streams_gbit_per_s", "4 streams, Gbit/s", 2),
-    ("engine_cpu_s_per_gb", "CPU s per GB, both ends", 2),
-    ("ping_under_load_p50_ms", "ping p50 under load, ms", 2),
-    ("udp_64_bytes_received_kpps", "64 B received, k/s", 0),
-];
+/// A carrier in its network, with somebody to talk to. The server ends before its network.
+struct Site {
+    _server: Server,
+    network: Network,
+}
 
-/// Measures all carriers in turns and prints the result.
+/// Measures all carriers in turns and prints the result. Standard output has nothing but the result.
 pub(crate) fn measure(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     machine::require_root("the measurement")?;
     packages::ensure(&[packages::BUILD, packages::BENCH_ENGINE])?;
     machine::require_networking()?;
-    let mut build = workspace.cargo();
-    build.args(["build", "--package", "mesh-engine", "--bin", "mesh-wg"]);
-    if arguments.release {
-        build.arg("--release");
-    }
-    if arguments.json {
-        // Standard output belongs to the result.
-        run(build.arg("--quiet"))?;
-    } else {
-        step("build mesh-wg").run(&mut build)?;
-    }
-    let profile = if arguments.release { "release" } else { "debug" };
-    let engine = workspace.target_dir().join(profile).join("mesh-wg");
+    network::remove_leftovers()?;
+    let ground = Ground { mtu: arguments.mtu, cpus: arguments.cores.map(first_cpus).transpose()? };
 
-    let mut results = Results::new();
+    let quantities = TESTS.iter().flat_map(|test| test.quantities);
+    let mut report = Report::new(quantities.filter(|found| arguments.wants(found)).copied().collect());
+    let mut contenders = Vec::new();
+    for carrier in arguments.carriers() {
+        match carrier.prepare(workspace, arguments.release) {
+            Ok(program) => contenders.push(Contender { carrier, program }),
+            Err(error) => leave_out(&mut report, carrier, "it cannot be had", error)?,
+        }
+    }
     for round in 1..=arguments.rounds {
-        for carrier in Carrier::ALL {
-            if !arguments.json {
-                println!("round {round} of {}: {}", arguments.rounds, carrier.name());
-            }
-            let measured = measure_once(&engine, carrier, arguments.seconds)
-                .with_context(|| format!("{} in round {round}", carrier.name()))?;
-            for (quantity, value) in measured {
-                results.entry(carrier.name()).or_default().entry(quantity).or_default().push(value);
-            }
+        take_turns(&contenders, &ground, arguments, round, &mut report)?;
+        contenders.retain(|contender| !report.is_missing(contender.carrier));
+        // Nobody shall always come after the same neighbour.
+        if !contenders.is_empty() {
+            contenders.rotate_left(1);
         }
     }
     if arguments.json {
-        println!("{:#}", as_json(&results, arguments, profile));
+        println!("{:#}", as_json(&report, arguments));
     } else {
-        print_table(&results);
+        println!("{}", report.tables());
     }
     Ok(())
 }
 
-/// One turn of one carrier.
-fn measure_once(engine: &Path, carrier: Carrier, seconds: u32) -> Result<Vec<(&'static str, f64)>> {
-    let network = Network::new(engine, carrier)?;
-    let _server = Server::start(&network)?;
-    let mut measured = Vec::new();
-
-    let before = network.engine_seconds()?;
-    let single = received(&load(&network, seconds, &[])?)?;
-    let after = network.engine_seconds()?;
-    measured.push(("tcp_1_stream_gbit_per_s", single.bits_per_second / 1e9));
-    if let (Some(before), Some(after)) = (before, after) {
-        measured.push(("engine_cpu_s_per_gb", (after - before) / (single.bytes / 1e9)));
-    }
-
-    let parallel = received(&load(&network, seconds, &["--parallel", "4"])?)?;
-    measured.push(("tcp_4_streams_gbit_per_s", parallel.bits_per_second / 1e9));
-
-    // The pings start a second into the load and end a second before it does.
-    let (loaded, pings) = std::thread::scope(|scope| {
-        let load = scope.spawn(|| load(&network, seconds + 2, &[]));
-        std::thread::sleep(Duration::from_secs(1));
-        let count = (seconds * 50).to_string();
-        let pings =
-            capture(network.inside(0, "ping").args(["-n", "-i", "0.02", "-c", &count, network.address(1)]));
-        (load.join(), pings)
-    });
-    loaded.map_err(|_panic| anyhow!("the load stopped with a panic"))??;
-    measured.push(("ping_under_load_p50_ms", round_trips(&pings?).median().context("no ping was answered")?));
-
-    let small = load(&network, seconds, &["--udp", "--length", SMALL_DATAGRAM, "--bitrate", "0"])?;
-    measured.push(("udp_64_bytes_received_kpps", datagrams_per_second(&small)? / 1e3));
-    Ok(measured)
-}
-
-/// An iperf3 server at end 1.
-struct Server(Child);
-
-impl Server {
-    fn start(network: &Network) -> Result<Self> {
-        let mut command = network.inside(1, "iperf3");
-        command.args(["--server", "--port", PORT]).stdin(Stdio::null()).stdout(Stdio::null());
-        let server = Self(command.spawn().context("cannot start iperf3")?);
-        let deadline = Instant::now() + Duration::from_secs(5);
-        loop {
-            // Both families: iperf3 listens on a dual-stack socket.
-            let listening = capture(network.inside(1, "ss").args(["-Hltn", &format!("sport = :{PORT}")]))?;
-            if !listening.trim().is_empty() {
-                return Ok(server);
-            }
-            if Instant::now() >= deadline {
-                bail!("the iperf3 server does not listen");
-            }
-            std::thread::sleep(Duration::from_millis(20));
+/// One round. All carriers are up at the same time, idle but for one, so that what is compared with each other is
+/// measured within seconds.
+fn take_turns(
+    contenders: &[Contender],
+    ground: &Ground,
+    arguments: &Arguments,
+    round: u32,
+    report: &mut Report,
+) -> Result<()> {
+    let turn = format!("round {round} of {}", arguments.rounds);
+    let mut sites = Vec::new();
+    for Contender { carrier, program } in contenders {
+        eprintln!("{turn}: start {}", carrier.name());
+        match Site::new(*carrier, program.as_ref(), ground) {
+            Ok(site) => sites.push(site),
+            Err(error) => leave_out(report, *carrier, &format!("{turn}: it does not start"), error)?,
         }
     }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It goes away with its namespace's last process in any case.
-        let _ended = self.0.kill();
-        let _reaped = self.0.wait();
-    }
-}
-
-/// Sends from end 0 to end 1 and gives iperf3's report.
-fn load(network: &Network, seconds: u32, options: &[&str]) -> Result<Value> {
-    let mut client = network.inside(0, "iperf3");
-    client.args(["--client", network.address(1), "--port", PORT, "--time", &seconds.to_string(), "--json"]);
-    let report = capture(client.args(options))?;
-    serde_json::from_str(&report).context("the report of iperf3")
-}
-
-#[derive(Debug, PartialEq)]
-struct Received {
-    bytes: f64,
-    bits_per_second: f64,
-}
-
-fn received(report: &Value) -> Result<Received> {
-    let sum = &report["end"]["sum_received"];
-    let number =
-        |field: &str| sum[field].as_f64().with_context(|| format!("iperf3 reports no {field}: {report}"));
-    Ok(Received { bytes: number("bytes")?, bits_per_second: number("bits_per_second")? })
-}
-
-fn datagrams_per_second(report: &Value) -> Result<f64> {
-    let sum = &report["end"]["sum"];
-    let number =
-        |field: &str| sum[field].as_f64().with_context(|| format!("iperf3 reports no {field}: {report}"));
-    Ok((number("packets")? - number("lost_packets")?) / number("seconds")?)
-}
-
-/// The times in the output of `ping`, in milliseconds.
-fn round_trips(output: &str) -> Samples {
-    let time = |line: &str| line.split("time=").nth(1)?.split(' ').next()?.parse().ok();
-    output.lines().filter_map(time).collect()
-}
-
-fn as_json(results: &Results, arguments: &Arguments, profile: &str) -> Value {
-    let carriers: serde_json::Map<String, Value> = results
-        .iter()
-        .map(|(carrier, quantities)| {
-            let values: serde_json::Map<String, Value> =
-                quantities.iter().map(|(name, samples)| ((*name).to_owned(), samples.to_json())).collect();
-            ((*carrier).to_owned(), values.into())
-        })
-        .collect();
-    json!({
-        "schema_version": SCHEMA_VERSION,
-        "suite": "engine",
-        "profile": profile,
-        "rounds": arguments.rounds,
-        "seconds": arguments.seconds,
-        "cpus": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
-        "carriers": carriers,
-    })
-}
-
-fn print_table(results: &Results) {
-    println!("\nmedian (smallest–largest)");
-    print!("{:<28}", "");
-    for carrier in Carrier::ALL {
-        print!("{:>26}", carrier.name());
-    }
-    println!();
-    let none = Samples::default();
-    for (quantity, heading, decimals) in QUANTITIES {
-        print!("{heading:<28}");
-        for carrier in Carrier::ALL {
-            let samples = results.get(carrier.name()).and_then(|found| found.get(quantity)).unwrap_or(&none);
-            print!("{:>26}", samples.shown(*decimals));
+    for test in TESTS {
+        let wanted = test.quantities.iter().filter(|quantity| arguments.wants(quantity));
+        let names = wanted.map(|quantity| quantity.name).collect::<Vec<_>>().join(", ");
+        if names.is_empty() {
+            continue;
         }
-        println!();
+        let mut remaining = Vec::new();
+        for site in sites {
+            let carrier = site.network.carrier();
+            eprintln!("{turn}: {names}: {}", carrier.name());
+            match site.measure(test, arguments.seconds) {
+                Ok(values) => {
+                    for (quantity, value) in test.quantities.iter().zip(values) {
+                        report.push(carrier, quantity, value);
+                    }
+                    remaining.push(site);
+                }
+                Err(error) => leave_out(report, carrier, &format!("{turn}: {names}"), error)?,
+            }
+        }
+        sites = remaining;
     }
+    Ok(())
+}
+
+/// Goes on without a peer, loudly; fails when it is no peer.
+fn leave_out(report: &mut Report, carrier: Carrier, when: &str, error: Error) -> Result<()> {
+    if !carrier.may_be_missing() {
+        return Err(error.context(format!("{}: {when}", carrier.name())));
+    }
+    let reason = format!("{when}: {error:#}");
+    eprintln!("\nLEFT OUT: {}: {reason}\n", carrier.name());
+    report.leave_out(carrier, reason);
+    Ok(())
+}
+
+impl Site {
+    fn new(carrier: Carrier, program: Option<&Program>, ground: &Ground) -> Result<Self> {
+        let network = Network::new(carrier, program, ground)?;
+        Ok(Self { _server: Server::start(&network)?, network })
+    }
+
+    fn measure(&self, test: &Test, seconds: u32) -> Result<Vec<f64>> {
+        // Also ends what the test before has left in the queues.
+        self.network.wait_for_answer()?;
+        test.load.measure(&self.network, seconds)
+    }
+}
+
+impl Arguments {
+    /// The chosen carriers, each once.
+    fn carriers(&self) -> impl Iterator<Item = Carrier> {
+        let chosen = |carrier: &Carrier| self.only.is_empty() || self.only.contains(carrier);
+        Carrier::ALL.iter().copied().filter(chosen)
+    }
+
+    fn wants(&self, quantity: &Quantity) -> bool {
+        quantity.quick || !self.quick
+    }
+}
+
+fn mtu_parser() -> impl TypedValueParser<Value = u32> {
+    PossibleValuesParser::new(["1500", "9000"]).try_map(|mtu| mtu.parse())
+}
+
+/// The first processors that we may use, as `taskset` lists them.
+fn first_cpus(count: u32) -> Result<String> {
+    let status = std::fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    let allowed = allowed.context("/proc/self/status has no Cpus_allowed_list")?.trim();
+    first_of_list(allowed, count as usize)
+        .with_context(|| format!("cannot keep to {count} processors: this machine gives us {allowed}"))
+}
+
+/// The first numbers of a list such as `0-3,8`; an error when it has fewer.
+fn first_of_list(list: &str, count: usize) -> Result<String> {
+    let mut cpus: Vec<u32> = Vec::new();
+    for range in list.split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        cpus.extend(first.parse::<u32>()?..=last.parse()?);
+    }
+    if cpus.len() < count {
+        bail!("there are only {}", cpus.len());
+    }
+    Ok(cpus[..count].iter().map(u32::to_string).collect::<Vec<_>>().join(","))
+}
+
+fn as_json(report: &Report, arguments: &Arguments) -> Value {
+    let mut object = report.to_json();
+    let cpus = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    object.extend([
+        ("schema_version".to_owned(), json!(SCHEMA_VERSION)),
+        ("suite".to_owned(), json!("engine")),
+        ("profile".to_owned(), json!(if arguments.release { "release" } else { "debug" })),
+        ("rounds".to_owned(), json!(arguments.rounds)),
+        ("seconds".to_owned(), json!(arguments.seconds)),
+        ("mtu".to_owned(), json!(arguments.mtu)),
+        ("cores".to_owned(), json!(arguments.cores)),
+        ("cpus".to_owned(), json!(cpus)),
+    ]);
+    Value::Object(object)
 }
 
 #[cfg(test)]
@@ -234,18 +216,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reports_of_iperf3_are_read() {
-        let tcp = json!({"end": {"sum_received": {"bytes": 1e9, "bits_per_second": 8e9}}});
-        assert_eq!(received(&tcp).unwrap(), Received { bytes: 1e9, bits_per_second: 8e9 });
-        let udp = json!({"end": {"sum": {"packets": 300, "lost_packets": 100, "seconds": 2.0}}});
-        assert_eq!(datagrams_per_second(&udp).unwrap(), 100.0);
-        assert!(received(&udp).unwrap_err().to_string().contains("bytes"));
+    fn processors_are_taken_from_the_front() {
+        assert_eq!(first_of_list("0-3", 1).unwrap(), "0");
+        assert_eq!(first_of_list("2,5-7", 3).unwrap(), "2,5,6");
+        assert!(first_of_list("0-1", 3).unwrap_err().to_string().contains('2'));
+        assert!(first_of_list("all", 1).is_err());
     }
 
     #[test]
-    fn times_of_ping_are_read() {
-        let output = "PING x\n64 bytes from x: icmp_seq=1 ttl=64 time=0.25 ms\n\
-                      64 bytes from x: icmp_seq=2 ttl=64 time=0.75 ms\n--- x ping statistics ---\n";
-        assert_eq!(round_trips(output).median(), Some(0.5));
+    fn what_was_chosen_is_measured_once_and_in_the_order_of_the_tables() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            arguments: Arguments,
+        }
+        let parse = |words: &[&str]| <Line as clap::Parser>::try_parse_from(words).map(|line| line.arguments);
+        let chosen = parse(&["x", "--only", "mesh-wg,gotatun,mesh-wg", "--mtu", "9000"]).unwrap();
+        assert_eq!(chosen.carriers().collect::<Vec<_>>(), [Carrier::Gotatun, Carrier::MeshWg]);
+        assert_eq!(chosen.mtu, 9000);
+        assert_eq!(parse(&["x"]).unwrap().carriers().count(), Carrier::ALL.len());
+        assert!(parse(&["x", "--only", "kernel"]).is_err());
+        assert!(parse(&["x", "--mtu", "1400"]).is_err());
     }
 }

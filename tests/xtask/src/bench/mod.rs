@@ -1,13 +1,19 @@
 //! `cargo xtask bench`: measurements. Whatever is compared is measured in the same run, in turns, so that a busy
 //! machine hurts all alike; the answer is a median with its spread, never a single number.
 
+mod carrier;
 mod engine;
+mod load;
 mod network;
+mod process;
+mod quantity;
+mod report;
 mod samples;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
+use crate::command::step;
 use crate::workspace::Workspace;
 
 #[derive(Args)]
@@ -18,13 +24,22 @@ pub(crate) struct Arguments {
 
 #[derive(Subcommand)]
 enum Suite {
-    /// mesh-wg beside plain veth and wireguard-go: throughput, processor time, latency under load
+    /// mesh-wg beside plain veth, VXLAN, wireguard-go, boringtun and gotatun: throughput, latency, processor, memory
     Engine(engine::Arguments),
+    /// Single functions of the data path, one thread: segment, coalesce, seal, open, look-ups
+    Micro,
 }
 
 /// Runs one suite of measurements.
 pub(crate) fn run_suite(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     match &arguments.suite {
         Suite::Engine(arguments) => engine::measure(workspace, arguments),
+        Suite::Micro => step("cargo bench").run(workspace.cargo().args([
+            "bench",
+            "--package",
+            "mesh-engine",
+            "--package",
+            "mesh-sys",
+        ])),
     }
 }

@@ -23,6 +23,13 @@ impl Samples {
         }
     }
 
+    /// The smallest value that at least this share (0 to 1) of all values does not exceed.
+    pub(crate) fn quantile(&self, share: f64) -> Option<f64> {
+        let sorted = self.sorted();
+        let rank = (share * sorted.len() as f64).ceil() as usize;
+        sorted.get(rank.saturating_sub(1)).copied()
+    }
+
     /// Smallest and largest value.
     pub(crate) fn spread(&self) -> Option<(f64, f64)> {
         let sorted = self.sorted();
@@ -71,6 +78,17 @@ mod tests {
         assert_eq!(of(&[]).median(), None);
         assert_eq!(of(&[3.0, 1.0, 2.0]).median(), Some(2.0));
         assert_eq!(of(&[4.0, 1.0, 2.0, 3.0]).median(), Some(2.5));
+    }
+
+    #[test]
+    fn quantiles_are_values_that_were_measured() {
+        assert_eq!(of(&[]).quantile(0.5), None);
+        let hundred: Samples = (1..=100).rev().map(f64::from).collect();
+        assert_eq!(hundred.quantile(0.0), Some(1.0));
+        assert_eq!(hundred.quantile(0.5), Some(50.0));
+        assert_eq!(hundred.quantile(0.99), Some(99.0));
+        assert_eq!(hundred.quantile(1.0), Some(100.0));
+        assert_eq!(of(&[3.0, 1.0]).quantile(0.99), Some(3.0));
     }
 
     #[test]
