@@ -519,10 +519,12 @@ impl Tunnel {
     /// A data message came by the previous session. When both ends initiated at the same moment and both handshakes
     /// went through, they may have settled on different ones, each on the one in which it is not bound to rekey. The
     /// one initiated by the end with the smaller public key is kept. (A peer that lost its state and began anew never
-    /// uses the previous one, so this cannot lead back to a session that is gone.)
+    /// uses the previous one, so this cannot lead back to a session that is gone. A handshake with another preshared key
+    /// was meant to replace the one before it.)
     fn settle(&mut self) {
         if let (Some(live), Some(previous), Some(local)) = (&mut self.live, &mut self.previous, &self.local)
             && live.initiated_here != previous.initiated_here
+            && live.psk_generation == previous.psk_generation
             && live.established.duration_since(previous.established) < REKEY_TIMEOUT
             && (local.public < self.remote) == previous.initiated_here
         {

@@ -372,6 +372,30 @@ fn a_new_psk_takes_effect_without_losing_a_packet() {
 }
 
 #[test]
+fn a_late_message_of_the_session_before_a_new_psk_does_not_bring_it_back() {
+    for late in [0, 1] {
+        let mut pair = Pair::established();
+        let End { tunnel, out, .. } = &mut pair.ends[late];
+        assert_eq!(seal(tunnel, pair.now, out), Sealed::Sent);
+        let message = out.iter().next().unwrap().1.to_vec();
+        out.clear();
+        for end in &mut pair.ends {
+            end.tunnel.set_psk(psk(9));
+        }
+        // The other end begins this time, so that the two sessions differ in who did.
+        pair.ends[0].tunnel.rekey_now = false;
+        pair.pass(Duration::from_millis(30));
+        pair.send(1);
+        let from = Destination { address: pair.ends[late].address, source: None };
+        pair.ends[1 - late].receive(&message, &from, pair.now);
+        for end in &pair.ends {
+            let live = end.tunnel.live.as_ref().unwrap();
+            assert_eq!((live.psk_generation, end.refused.len()), (1, 0), "late message of end {late}");
+        }
+    }
+}
+
+#[test]
 fn a_wrong_psk_lets_nothing_through() {
     let mut pair = Pair::new();
     pair.ends[0].tunnel.set_psk(psk(1));

@@ -4,8 +4,9 @@
 #![allow(
     clippy::unwrap_used,
     unreachable_pub,
+    clippy::print_stdout,
     dead_code,
-    reason = "a test fails by panicking; its scaffolding is shared with an example"
+    reason = "a test fails by panicking and prints what it measured; its scaffolding is shared with an example"
 )]
 
 #[path = "../support/mod.rs"]
@@ -14,5 +15,9 @@ mod support;
 mod aging;
 mod configuration;
 mod lifecycle;
+mod lossy;
+mod many_peers;
+mod payloads;
 mod tunnel;
+mod under_load;
 mod wireguard_go;

@@ -2,6 +2,12 @@
 //!
 //! Everything made here is removed on drop: namespaces by name, processes by the handle that started them.
 
+pub mod ethtool;
+pub mod mixture;
+pub mod refusal;
+pub mod relay;
+pub mod stream;
+
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -11,7 +17,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mesh_sys::uapi::{BlockingClient, Device, socket_path};
+use mesh_sys::uapi::{BlockingClient, Device, SetDevice, SetPeer, socket_path};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
@@ -179,6 +185,17 @@ impl Process {
     }
 
     pub fn start_named(kind: Kind, namespace: &Namespace, interface: &str) -> Self {
+        Self::start_prepared(kind, namespace, interface, |_| {}, |_| {})
+    }
+
+    /// As [`Process::start_named`]; `prepare` has its say before the process starts, and `started` as soon as it has.
+    pub fn start_prepared(
+        kind: Kind,
+        namespace: &Namespace,
+        interface: &str,
+        prepare: impl FnOnce(&mut Command),
+        started: impl FnOnce(&Child),
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let log = File::create(directory.path().join("log")).unwrap();
         let mut command = match kind {
@@ -186,6 +203,7 @@ impl Process {
             Kind::Go => namespace.command("wireguard-go"),
         };
         let level = if kind == Kind::Mesh { "debug" } else { "verbose" };
+        prepare(&mut command);
         let child = command
             .args(["-f", interface])
             .env("LOG_LEVEL", std::env::var("ENGINE_TEST_LOG").as_deref().unwrap_or(level))
@@ -193,6 +211,7 @@ impl Process {
             .stderr(log)
             .spawn()
             .unwrap();
+        started(&child);
         let mut device = Self { interface: interface.to_owned(), child, directory };
         let socket = socket_path(interface);
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -322,11 +341,16 @@ pub fn joined_namespaces() -> [Namespace; 2] {
 
 impl Link {
     pub fn new(kinds: [Kind; 2], underlay: Underlay, psk: Option<&str>) -> Self {
-        let mut number = 0;
         let mut kinds = kinds.into_iter();
+        Self::of(underlay, psk, |namespace| Process::start(kinds.next().unwrap(), namespace))
+    }
+
+    /// With the devices that `start` starts, one for each end.
+    pub fn of(underlay: Underlay, psk: Option<&str>, mut start: impl FnMut(&Namespace) -> Process) -> Self {
+        let mut number = 0;
         let ends = joined_namespaces().map(|namespace| {
             number += 1;
-            let device = Process::start(kinds.next().unwrap(), &namespace);
+            let device = start(&namespace);
             let end =
                 End { namespace, device, keys: Keys::generate(), number, port: 5000 + u16::from(number) };
             let interface = &end.device.interface;
@@ -354,6 +378,12 @@ impl Link {
             arguments.extend(["preshared-key", file]);
         }
         this.wg(&arguments);
+    }
+
+    /// The addresses of an end inside of the tunnel, IPv4 and IPv6.
+    pub fn inside(&self, end: usize) -> [IpAddr; 2] {
+        let number = self.ends[end].number;
+        [format!("10.9.0.{number}"), format!("fd09::{number}")].map(|address| address.parse().unwrap())
     }
 
     pub fn endpoint(&self, end: usize) -> String {
@@ -409,6 +439,15 @@ impl End {
         self.namespace.exec(&[&["wg", "set", &self.device.interface], arguments].concat());
     }
 
+    /// Changes the only peer through the configuration socket.
+    pub fn change_peer(&self, change: impl FnOnce(&mut SetPeer)) {
+        let mut peer = SetPeer::new(self.device.state().peers[0].public_key);
+        peer.update_only = true;
+        change(&mut peer);
+        let change = SetDevice { peers: vec![peer], ..SetDevice::default() };
+        BlockingClient::new(&self.device.interface).set(&change).unwrap();
+    }
+
     /// Time of the last handshake with the only peer, since the epoch.
     pub fn last_handshake(&self) -> Duration {
         self.device.state().peers[0].last_handshake_time
@@ -416,16 +455,21 @@ impl End {
 }
 
 /// A stream of bytes that is the same on both sides.
-struct Pattern(u64);
+pub struct Pattern(pub u64);
 
 impl Pattern {
-    fn fill(&mut self, buffer: &mut [u8]) {
+    /// The next 64 bits.
+    pub fn draw(&mut self) -> u64 {
+        // xorshift64: every byte depends on its place.
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    pub fn fill(&mut self, buffer: &mut [u8]) {
         for chunk in buffer.chunks_mut(8) {
-            // xorshift64: every byte depends on its place.
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            chunk.copy_from_slice(&self.0.to_le_bytes()[..chunk.len()]);
+            chunk.copy_from_slice(&self.draw().to_le_bytes()[..chunk.len()]);
         }
     }
 }

@@ -146,14 +146,17 @@ impl Coalescer {
 
 /// Addresses, protocol and a hash over the ports, of packets that are not joined.
 struct FlowKey {
-    hash: u32,
+    /// Nothing when the ports are out of sight, behind IPv6 extension headers or in another fragment.
+    hash: Option<u32>,
     source: IpAddr,
     destination: IpAddr,
 }
 
 impl FlowKey {
     fn matches(&self, flow: &Flow) -> bool {
-        self.hash == flow.hash && self.source == flow.source && self.destination == flow.destination
+        self.hash.is_none_or(|hash| hash == flow.hash)
+            && self.source == flow.source
+            && self.destination == flow.destination
     }
 }
 
@@ -183,10 +186,14 @@ fn addresses(packet: &[u8]) -> Option<(IpAddr, IpAddr, u8, usize)> {
 
 fn flow_key(packet: &[u8]) -> Option<FlowKey> {
     let (source, destination, protocol, l4) = addresses(packet)?;
-    if protocol != PROTOCOL_TCP && protocol != PROTOCOL_UDP {
-        return None;
-    }
-    Some(FlowKey { hash: hash(protocol, packet.get(l4..l4 + 4)?), source, destination })
+    let later_fragment = source.is_ipv4() && u16::from_be_bytes([packet[6], packet[7]]) & 0x1fff != 0;
+    let hash = match protocol {
+        PROTOCOL_TCP | PROTOCOL_UDP if later_fragment => None,
+        PROTOCOL_TCP | PROTOCOL_UDP => Some(hash(protocol, packet.get(l4..l4 + 4)?)),
+        _ if source.is_ipv6() => None,
+        _ => return None,
+    };
+    Some(FlowKey { hash, source, destination })
 }
 
 /// `None` when the packet must pass as it is. The flag says that nothing may follow it in a superpacket.

@@ -154,8 +154,12 @@ impl SendBatch {
 fn send_run(socket: &UdpSocket, data: &[u8], pieces: &[Piece], report: &mut SendReport) {
     let mut rest = pieces;
     while let Some(first) = rest.first() {
-        let split = first.count > 1 && !socket.segmentation();
-        let result = if split { Err(Errno::EIO) } else { send_pieces(socket, data, rest) };
+        // Where runs cannot go out in one piece, only what comes before the first run goes as it is.
+        let whole = match socket.segmentation() {
+            true => rest.len(),
+            false => rest.iter().take_while(|piece| piece.count == 1).count(),
+        };
+        let result = if whole == 0 { Err(Errno::EIO) } else { send_pieces(socket, data, &rest[..whole]) };
         match result {
             Ok(sent) => {
                 report.sent += rest[..sent].iter().map(|piece| piece.count).sum::<usize>();
