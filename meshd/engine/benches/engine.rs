@@ -1,19 +1,37 @@
 //! Encryption and look-ups of the data path, one thread: `cargo bench -p mesh-engine`.
 
 #![allow(missing_docs, reason = "criterion's macros make public functions")]
-#![allow(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a benchmark fails by panicking, and says what is missing"
+)]
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ipnet::{IpNet, Ipv4Net};
+use mesh_engine::aead::{self, Choice};
 use mesh_engine::measured::{Echo, OVERHEAD, Table};
 
+/// First with `ring`, then with Intel's library if it can be used here. Each thread keeps to what was chosen when it
+/// first encrypted something.
 fn crypto(criterion: &mut Criterion) {
+    encrypt(criterion, "ring");
+    match aead::choose(Choice::IpsecMb) {
+        Ok(_) => {
+            let run = || encrypt(&mut Criterion::default().configure_from_args(), "ipsec-mb");
+            std::thread::spawn(run).join().unwrap();
+        }
+        Err(refused) => eprintln!("ipsec-mb is NOT measured: {refused}"),
+    }
+}
+
+fn encrypt(criterion: &mut Criterion, implementation: &str) {
     let echo = Echo::new().unwrap();
     for (name, opens) in [("seal", false), ("copy and open", true)] {
-        let mut group = criterion.benchmark_group(name);
+        let mut group = criterion.benchmark_group(format!("{name}, {implementation}"));
         for length in [64, 512, 1420, 8920] {
             group.throughput(Throughput::Bytes(length as u64));
             group.bench_function(BenchmarkId::from_parameter(length), |bencher| {

@@ -17,6 +17,7 @@
 #![deny(unsafe_code, unsafe_op_in_unsafe_fn, rustdoc::broken_intra_doc_links)]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
 
+pub mod aead;
 mod allowed_ips;
 mod control;
 mod counters;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser;
+use mesh_engine::aead::{self, Choice};
 use mesh_engine::daemon::{self, Side};
 use mesh_engine::{Engine, Exit};
 use mesh_sys::uapi::socket_path;
@@ -21,6 +22,9 @@ struct Arguments {
     /// Stay in the foreground.
     #[arg(short, long)]
     foreground: bool,
+    /// What encrypts packets: both do the same, one may be faster.
+    #[arg(long, value_enum, default_value_t)]
+    aead: Choice,
     /// Name of the interface, 1 to 15 bytes.
     interface: String,
 }
@@ -53,14 +57,14 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let foreground = arguments.foreground || std::env::var("WG_PROCESS_FOREGROUND").is_ok_and(|v| v == "1");
     if foreground {
         start_logging(filter);
-        let engine = start(&arguments.interface)?;
+        let engine = start(arguments)?;
         return serve(engine);
     }
     match daemon::split().context("going to the background")? {
         Side::Parent(result) => result.map_err(anyhow::Error::msg),
         Side::Child(report) => {
             start_logging(filter);
-            let engine = match start(&arguments.interface) {
+            let engine = match start(arguments) {
                 Ok(engine) => engine,
                 Err(error) => {
                     // The parent tells the user.
@@ -75,8 +79,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
 }
 
-fn start(interface: &str) -> anyhow::Result<Engine> {
-    Ok(Engine::start(interface, &socket_path(interface))?)
+fn start(arguments: &Arguments) -> anyhow::Result<Engine> {
+    let interface = &arguments.interface;
+    let chosen = aead::choose(arguments.aead).context("--aead")?;
+    let engine = Engine::start(interface, &socket_path(interface))?;
+    tracing::info!("packets are encrypted by {chosen}");
+    Ok(engine)
 }
 
 fn serve(engine: Engine) -> anyhow::Result<()> {

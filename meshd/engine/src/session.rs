@@ -6,8 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
-
+use crate::aead::Key;
 use crate::handshake::{DATA, TransportKeys};
 use crate::index::Registration;
 use crate::noise::NotAuthentic;
@@ -22,8 +21,8 @@ pub(crate) const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 /// The keys of a session and the counter to send with.
 pub(crate) struct Session {
     remote_index: u32,
-    sending: LessSafeKey,
-    receiving: LessSafeKey,
+    sending: Key,
+    receiving: Key,
     next: AtomicU64,
     registration: Registration,
 }
@@ -31,11 +30,10 @@ pub(crate) struct Session {
 impl Session {
     /// The index of `registration` leads to this session from now on.
     pub(crate) fn new(keys: &TransportKeys, registration: Registration) -> Result<Arc<Self>, NotAuthentic> {
-        let key = |key: &[u8]| UnboundKey::new(&CHACHA20_POLY1305, key).map(LessSafeKey::new);
         let session = Arc::new(Self {
             remote_index: keys.remote_index,
-            sending: key(&keys.sending[..]).map_err(|_| NotAuthentic)?,
-            receiving: key(&keys.receiving[..]).map_err(|_| NotAuthentic)?,
+            sending: Key::new(&keys.sending)?,
+            receiving: Key::new(&keys.receiving)?,
             next: AtomicU64::new(0),
             registration,
         });
@@ -67,8 +65,7 @@ impl Session {
         header[..4].copy_from_slice(&DATA.to_le_bytes());
         header[4..8].copy_from_slice(&self.remote_index.to_le_bytes());
         header[8..].copy_from_slice(&counter.to_le_bytes());
-        let made = self.sending.seal_in_place_separate_tag(nonce(counter), Aad::empty(), packet);
-        tag.copy_from_slice(made.map_err(|_| NotAuthentic)?.as_ref());
+        *tag = self.sending.seal(counter, packet)?;
         Ok(())
     }
 
@@ -78,15 +75,8 @@ impl Session {
         let (header, body) = message.split_first_chunk_mut::<HEADER_LEN>().ok_or(NotAuthentic)?;
         let [.., a, b, c, d, e, f, g, h] = *header;
         let counter = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
-        let packet = self.receiving.open_in_place(nonce(counter), Aad::empty(), body);
-        Ok((counter, packet.map_err(|_| NotAuthentic)?.len()))
+        Ok((counter, self.receiving.open(counter, body)?))
     }
-}
-
-fn nonce(counter: u64) -> Nonce {
-    let mut nonce = [0; 12];
-    nonce[4..].copy_from_slice(&counter.to_le_bytes());
-    Nonce::assume_unique_for_key(nonce)
 }
 
 const WORDS: usize = 128;

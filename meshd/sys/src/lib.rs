@@ -11,6 +11,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
 
 pub mod files;
+pub mod ipsec_mb;
 pub mod netns;
 pub mod nft;
 pub mod packet;

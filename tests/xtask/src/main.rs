@@ -27,6 +27,7 @@ mod lint;
 mod machine;
 mod marker;
 mod packages;
+mod peers;
 mod purity;
 mod rust_source;
 mod suites;

@@ -1,6 +1,7 @@
-//! The programs of other projects that the verbs run, and the Debian packages that bring them.
+//! The programs and libraries of other projects that the verbs use, and the Debian packages that bring them.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, bail};
@@ -8,19 +9,49 @@ use anyhow::{Result, bail};
 use crate::command::{find_program, run};
 use crate::machine;
 
-/// A program that we run, where it comes from, and what for.
+/// Something of another project that we use, where it comes from, and what for.
 pub(crate) struct Need {
-    /// How it is called.
-    program: &'static str,
+    what: What,
     /// The Debian 12 package that has it.
     package: &'static str,
     /// What we do with it.
     reason: &'static str,
 }
 
-const fn need(program: &'static str, package: &'static str, reason: &'static str) -> Need {
-    Need { program, package, reason }
+#[derive(Clone, Copy)]
+enum What {
+    /// How it is called.
+    Program(&'static str),
+    /// The file that the dynamic linker looks for.
+    Library(&'static str),
 }
+
+const fn need(program: &'static str, package: &'static str, reason: &'static str) -> Need {
+    Need { what: What::Program(program), package, reason }
+}
+
+const fn library(file: &'static str, package: &'static str, reason: &'static str) -> Need {
+    Need { what: What::Library(file), package, reason }
+}
+
+impl Need {
+    fn is_met(&self) -> bool {
+        match self.what {
+            What::Program(name) => find_program(name).is_some(),
+            What::Library(file) => LIBRARY_DIRS.iter().any(|dir| Path::new(dir).join(file).is_file()),
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        match self.what {
+            What::Program(name) | What::Library(name) => name,
+        }
+    }
+}
+
+/// Of Debian, and of those who do it differently.
+const LIBRARY_DIRS: [&str; 5] =
+    ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib", "/usr/local/lib64"];
 
 /// For building anything at all. (Whoever runs this has linked it with `cc`, so normally nothing is missing.)
 pub(crate) const BUILD: &[Need] = &[need("cc", "gcc", "compiles and links the cryptographic libraries")];
@@ -46,6 +77,13 @@ pub(crate) const TEST: &[Need] = &[
     need("wireguard-go", "wireguard-go", "the other end in the interoperability tests"),
 ];
 
+/// For the engine at its fastest. There is none for other processors.
+#[cfg(target_arch = "x86_64")]
+pub(crate) const AEAD: &[Need] =
+    &[library("libIPSec_MB.so.1", "libipsec-mb1", "encrypts faster where the processor has AVX-512")];
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) const AEAD: &[Need] = &[];
+
 /// For measuring the engine.
 pub(crate) const BENCH_ENGINE: &[Need] = &[
     need("ip", "iproute2", "both ends are network namespaces"),
@@ -63,25 +101,24 @@ pub(crate) const BENCH_WIREGUARD_GO: &[Need] =
 /// For coverage-guided fuzzing.
 pub(crate) const FUZZ: &[Need] = &[need("c++", "g++", "compiles libFuzzer")];
 
-/// Makes sure that all of these programs are there: says what is missing and why, and installs it.
+/// Makes sure that all of these are there: says what is missing and why, and installs it.
 ///
 /// Fails in one sentence where it cannot install: without root, or on another system than Debian.
 pub(crate) fn ensure(needs: &[&[Need]]) -> Result<()> {
-    let missing: Vec<&Need> =
-        needs.iter().copied().flatten().filter(|need| find_program(need.program).is_none()).collect();
+    let missing: Vec<&Need> = needs.iter().copied().flatten().filter(|need| !need.is_met()).collect();
     if missing.is_empty() {
         return Ok(());
     }
     // Standard output belongs to the verb: it may have to be JSON.
     eprintln!("These Debian packages are missing:");
     for need in &missing {
-        eprintln!("    {:<26} {} ({})", need.package, need.reason, need.program);
+        eprintln!("    {:<26} {} ({})", need.package, need.reason, need.name());
     }
     let packages: BTreeSet<&str> = missing.iter().map(|need| need.package).collect();
     let list = packages.iter().copied().collect::<Vec<_>>().join(" ");
     if !machine::is_debian() {
         bail!(
-            "this is not Debian: install the programs in brackets with your own package manager ({list} on Debian)"
+            "this is not Debian: install what is in brackets with your own package manager ({list} on Debian)"
         );
     }
     if !machine::is_root()? {
@@ -93,8 +130,8 @@ pub(crate) fn ensure(needs: &[&[Need]]) -> Result<()> {
     // A package list that is old or empty is the normal state of a fresh machine.
     run(apt_get().arg("update"))?;
     run(apt_get().args(["install", "--yes", "--no-install-recommends"]).args(&packages))?;
-    if let Some(need) = missing.iter().find(|need| find_program(need.program).is_none()) {
-        bail!("package {} is installed, but its program {:?} is not found", need.package, need.program);
+    if let Some(need) = missing.iter().find(|need| !need.is_met()) {
+        bail!("package {} is installed, but its {:?} is not found", need.package, need.name());
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: which tests there are, what they need, and in which order they run.
 //!
 //! A suite is told by where its tests are. Tests inside of the crates, and the integration tests of the crates
-//! without I/O, are the suite `unit` and run as any user. Every other integration test builds networks and needs
+//! without I/O, are the suite `unit` and run as any user; of `mesh-sys`, those not called `netns…`. Every other integration test builds networks and needs
 //! root: those of `mesh-lab`, and files `lab…` of `mesh-tests`, are the suite `lab`; those of `mesh-cni`, and files
 //! `cni…` of `mesh-tests`, the suite `cni`; the rest is `netns`. The crate `mesh-fuzz` is the suite `fuzz`.
 
@@ -14,7 +14,7 @@ use crate::command::{find_program, run, seconds, step};
 use crate::leaks::Watch;
 use crate::libtest;
 use crate::workspace::{Member, Workspace};
-use crate::{machine, packages};
+use crate::{machine, packages, peers};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -58,6 +58,7 @@ impl Suite {
         match (package, kind) {
             ("mesh-fuzz", _) => Self::Fuzz,
             ("mesh-keys" | "mesh-core" | "xtask", "test") => Self::Unit,
+            ("mesh-sys", "test") if !binary.starts_with("netns") => Self::Unit,
             ("mesh-lab", "test") => Self::Lab,
             ("mesh-cni", "test") => Self::Cni,
             ("mesh-tests", "test") if binary.starts_with("lab") => Self::Lab,
@@ -129,7 +130,7 @@ pub(crate) fn run_suite(workspace: &Workspace, arguments: &Arguments) -> Result<
                  with sudo (`cargo xtask test unit` works without)"
             );
         }
-        packages::ensure(&[packages::BUILD, packages::DEMO, packages::TEST])?;
+        packages::ensure(&[packages::BUILD, packages::DEMO, packages::TEST, packages::AEAD])?;
         machine::require_networking()?;
     } else {
         packages::ensure(&[packages::BUILD])?;
@@ -146,6 +147,10 @@ pub(crate) fn run_suite(workspace: &Workspace, arguments: &Arguments) -> Result<
     // built twice.
     let mut build = workspace.cargo();
     step("build").run(build.arg("build").args(suite.selection()).args(["--bins", "--tests"]))?;
+
+    if suite.includes(Suite::Netns) {
+        peers::install(workspace, &peers::BORINGTUN)?;
+    }
 
     let watch = Watch::start()?;
     let outcome = run_tests(workspace, arguments, runner, &watch);
@@ -195,6 +200,8 @@ mod tests {
             ("mesh-sys", "lib", "mesh_sys", Suite::Unit),
             ("meshd", "bin", "meshctl", Suite::Unit),
             ("mesh-core", "test", "laws", Suite::Unit),
+            ("mesh-sys", "test", "packets", Suite::Unit),
+            ("mesh-sys", "test", "netns_nft", Suite::Netns),
             ("mesh-engine", "test", "interop", Suite::Netns),
             ("mesh-tests", "test", "fail_closed", Suite::Netns),
             ("mesh-tests", "test", "lab_join", Suite::Lab),

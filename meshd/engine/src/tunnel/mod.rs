@@ -85,6 +85,7 @@ struct Attempt {
     /// The newest initiation. As in the kernel, answers to older ones are ignored: the peer has forgotten what it
     /// would need to go on with them. Nothing when it could not be sent yet.
     sent: Option<(Initiation, Registration)>,
+    sent_at: Instant,
     psk_generation: u32,
     started: Instant,
     retry_at: Instant,
@@ -94,7 +95,12 @@ struct Attempt {
 struct Keypair {
     session: Arc<Session>,
     window: Box<ReplayWindow>,
+    /// Its initiation was sent or answered.
+    began: Instant,
+    /// It has keys.
     established: Instant,
+    /// It became the one to send with.
+    live_since: Option<Instant>,
     initiated_here: bool,
     /// Which preshared key it was made with.
     psk_generation: u32,
@@ -323,7 +329,7 @@ impl Tunnel {
                 self.attempt = None;
                 self.rekey_now = false;
             }
-            self.promote(answered);
+            self.promote(answered, now);
         }
         if by_previous {
             self.settle();
@@ -361,7 +367,7 @@ impl Tunnel {
         self.macs.stamp(space, now);
         let session = Session::new(&keys, registration).map_err(|_| Refused::NotAuthentic)?;
         out.commit(from, RESPONSE_LEN);
-        self.answered = Some(Keypair::new(session, now, false, self.psk_generation));
+        self.answered = Some(Keypair::new(session, now, now, false, self.psk_generation));
         self.newest_timestamp = timestamp;
         self.last_initiation = Some(now);
         self.rx_bytes += INITIATION_LEN as u64;
@@ -398,13 +404,13 @@ impl Tunnel {
                 return Err(refused);
             }
         };
-        let psk_generation = attempt.psk_generation;
+        let (began, psk_generation) = (attempt.sent_at, attempt.psk_generation);
         self.attempt = None;
         let session = Session::new(&keys, registration).map_err(|_| Refused::NotAuthentic)?;
         self.rx_bytes += RESPONSE_LEN as u64;
         self.rekey_now = false;
         self.roam(from);
-        self.promote(Keypair::new(session, now, true, psk_generation));
+        self.promote(Keypair::new(session, began, now, true, psk_generation), now);
         self.note_received(false, now);
         if self.staged.is_empty() {
             self.seal_live(&[], now, out);
@@ -458,7 +464,8 @@ impl Tunnel {
             return;
         }
         let psk_generation = self.psk_generation;
-        self.attempt = Some(Attempt { sent: None, psk_generation, started: now, retry_at: now });
+        self.attempt =
+            Some(Attempt { sent: None, sent_at: now, psk_generation, started: now, retry_at: now });
         self.send_initiation(now, out);
     }
 
@@ -481,6 +488,7 @@ impl Tunnel {
                 self.macs.stamp(space, now);
                 out.commit(&to, INITIATION_LEN);
                 attempt.sent = Some((initiation, registration));
+                attempt.sent_at = now;
                 self.sent_timestamp = timestamp;
                 self.tx_bytes += INITIATION_LEN as u64;
                 self.last_traffic = Some(now);
@@ -507,8 +515,9 @@ impl Tunnel {
     }
 
     /// A handshake is complete on both sides.
-    fn promote(&mut self, keypair: Keypair) {
+    fn promote(&mut self, mut keypair: Keypair, now: Instant) {
         let initiated_here = keypair.initiated_here;
+        keypair.live_since = Some(now);
         self.last_handshake = Some(SystemTime::now());
         if let Some(live) = self.live.replace(keypair) {
             self.previous = Some(live);
@@ -518,14 +527,14 @@ impl Tunnel {
 
     /// A data message came by the previous session. When both ends initiated at the same moment and both handshakes
     /// went through, they may have settled on different ones, each on the one in which it is not bound to rekey. The
-    /// one initiated by the end with the smaller public key is kept. (A peer that lost its state and began anew never
-    /// uses the previous one, so this cannot lead back to a session that is gone. A handshake with another preshared key
-    /// was meant to replace the one before it.)
+    /// one initiated by the end with the smaller public key is kept. A handshake that began when the one before it was
+    /// done had a reason (the peer lost its state, say), and so had one with another preshared key: a message that is
+    /// merely late leads back to neither.
     fn settle(&mut self) {
         if let (Some(live), Some(previous), Some(local)) = (&mut self.live, &mut self.previous, &self.local)
             && live.initiated_here != previous.initiated_here
             && live.psk_generation == previous.psk_generation
-            && live.established.duration_since(previous.established) < REKEY_TIMEOUT
+            && previous.live_since.is_some_and(|done| live.began <= done)
             && (local.public < self.remote) == previous.initiated_here
         {
             std::mem::swap(live, previous);
@@ -546,9 +555,15 @@ impl Tunnel {
 }
 
 impl Keypair {
-    fn new(session: Arc<Session>, now: Instant, initiated_here: bool, psk_generation: u32) -> Self {
+    fn new(
+        session: Arc<Session>,
+        began: Instant,
+        now: Instant,
+        initiated_here: bool,
+        psk_generation: u32,
+    ) -> Self {
         let window = Box::new(ReplayWindow::new());
-        Self { session, window, established: now, initiated_here, psk_generation }
+        Self { session, window, began, established: now, live_since: None, initiated_here, psk_generation }
     }
 
     fn is_usable(&self, now: Instant) -> bool {

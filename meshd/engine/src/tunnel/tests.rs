@@ -173,6 +173,17 @@ impl Pair {
         self.now = end;
     }
 
+    /// Has an end forget its sessions, as a process that was killed.
+    fn begin_anew(&mut self, lost: usize) {
+        // Time stamps come from the real clock, in steps of 17 ms.
+        std::thread::sleep(Duration::from_millis(17));
+        let end = &mut self.ends[lost];
+        let (remote, endpoint) = (end.tunnel.remote, end.tunnel.endpoint.unwrap().address);
+        let indices = Arc::clone(&self.indices);
+        end.tunnel = Tunnel::new(remote, Some(Arc::clone(&end.keys)), indices, Weak::new());
+        end.tunnel.set_endpoint(endpoint);
+    }
+
     fn received(&self) -> [usize; 2] {
         [self.ends[0].packets, self.ends[1].packets]
     }
@@ -325,18 +336,36 @@ fn a_peer_that_began_anew_is_followed_at_once() {
             pair.send(initiator);
             pair.send(1 - initiator);
             pair.pass(Duration::from_millis(100));
-            // Time stamps come from the real clock, in steps of 17 ms.
-            std::thread::sleep(Duration::from_millis(17));
-            let end = &mut pair.ends[lost];
-            let (remote, endpoint) = (end.tunnel.remote, end.tunnel.endpoint.unwrap().address);
-            let indices = Arc::clone(&pair.indices);
-            end.tunnel = Tunnel::new(remote, Some(Arc::clone(&end.keys)), indices, Weak::new());
-            end.tunnel.set_endpoint(endpoint);
+            pair.begin_anew(lost);
             for _ in 0..3 {
                 pair.send(lost);
                 pair.send(1 - lost);
             }
             assert_eq!(pair.received(), [4, 4], "end {lost} lost its state, end {initiator} had initiated");
+        }
+    }
+}
+
+#[test]
+fn a_late_message_from_before_a_peer_began_anew_does_not_bring_its_session_back() {
+    for lost in [0, 1] {
+        for initiator in [0, 1] {
+            let mut pair = Pair::new();
+            pair.send(initiator);
+            pair.send(1 - initiator);
+            let End { tunnel, out, .. } = &mut pair.ends[lost];
+            assert_eq!(seal(tunnel, pair.now, out), Sealed::Sent);
+            let late = out.iter().next().unwrap().1.to_vec();
+            out.clear();
+            pair.pass(Duration::from_millis(100));
+            pair.begin_anew(lost);
+            pair.send(lost);
+            let from = Destination { address: pair.ends[lost].address, source: None };
+            pair.ends[1 - lost].receive(&late, &from, pair.now);
+            pair.send(1 - lost);
+            let mut expected = [2, 2];
+            expected[1 - lost] = 3;
+            assert_eq!(pair.received(), expected, "end {lost} lost its state, end {initiator} had initiated");
         }
     }
 }

@@ -14,6 +14,8 @@ fn a_rekey_after_two_minutes_loses_no_ping() {
         ([Kind::Mesh, Kind::Go], None),
         ([Kind::Go, Kind::Mesh], Some(psk())),
         ([Kind::Mesh; 2], Some(psk())),
+        ([Kind::Mesh, Kind::Boringtun], Some(psk())),
+        ([Kind::Boringtun, Kind::Mesh], None),
     ]
     .map(|(kinds, psk)| Link::new(kinds, Underlay::V4, psk.as_deref()));
     let mut pings = Vec::new();

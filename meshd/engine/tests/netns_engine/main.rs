@@ -1,4 +1,5 @@
-//! Real devices in real namespaces, against each other and against Debian's `wireguard-go`. Needs root.
+//! Real devices in real namespaces, against each other and against Debian's `wireguard-go` and
+//! `boringtun-cli`. Needs root.
 //!
 //! One binary, so that the test that sits through a rekey after 120 seconds does so while the others run.
 #![allow(
@@ -12,7 +13,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod aead;
 mod aging;
+mod boringtun;
 mod configuration;
 mod lifecycle;
 mod lossy;

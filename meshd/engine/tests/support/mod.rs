@@ -11,13 +11,15 @@ pub mod stream;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mesh_sys::uapi::{BlockingClient, Device, SetDevice, SetPeer, socket_path};
+use mesh_sys::uapi::{AllowedIpChange, BlockingClient, Device, SetDevice, SetPeer, socket_path};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
@@ -145,6 +147,7 @@ pub fn loss(text: &str) -> Option<f64> {
 pub enum Kind {
     Mesh,
     Go,
+    Boringtun,
 }
 
 /// A key pair as `wg` makes it, in base64.
@@ -201,12 +204,20 @@ impl Process {
         let mut command = match kind {
             Kind::Mesh => namespace.command(mesh_wg().to_str().unwrap()),
             Kind::Go => namespace.command("wireguard-go"),
+            Kind::Boringtun => namespace.command(boringtun().to_str().unwrap()),
         };
-        let level = if kind == Kind::Mesh { "debug" } else { "verbose" };
+        let (level, option) = match kind {
+            Kind::Mesh => ("debug", None),
+            Kind::Go => ("verbose", None),
+            Kind::Boringtun => ("info", Some("--disable-drop-privileges")),
+        };
         prepare(&mut command);
+        let level = std::env::var("ENGINE_TEST_LOG").unwrap_or(level.to_owned());
         let child = command
+            .args(option)
             .args(["-f", interface])
-            .env("LOG_LEVEL", std::env::var("ENGINE_TEST_LOG").as_deref().unwrap_or(level))
+            .env("LOG_LEVEL", &level)
+            .env("WG_LOG_LEVEL", &level)
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
@@ -299,6 +310,14 @@ pub fn mesh_wg() -> PathBuf {
     let own = std::env::current_exe().unwrap();
     let path = own.ancestors().nth(2).unwrap_or(Path::new("/")).join("mesh-wg");
     assert!(path.exists(), "{} is missing: build it with `cargo build -p mesh-engine`", path.display());
+    path
+}
+
+/// Cloudflare's program, where `cargo xtask test` installs it.
+fn boringtun() -> PathBuf {
+    let own = std::env::current_exe().unwrap();
+    let path = own.ancestors().nth(3).unwrap_or(Path::new("/")).join("peers/bin/boringtun-cli");
+    assert!(path.exists(), "{} is missing: `cargo xtask test netns` installs it", path.display());
     path
 }
 
@@ -448,6 +467,24 @@ impl End {
         BlockingClient::new(&self.device.interface).set(&change).unwrap();
     }
 
+    /// Removes the only peer and adds it again, changed: it is unknown to the device that they ever spoke. (boringtun
+    /// knows no other way to change a peer.)
+    pub fn replace_peer(&self, change: impl FnOnce(&mut SetPeer)) {
+        let old = self.device.state().peers.remove(0);
+        let mut peer = SetPeer::new(old.public_key);
+        peer.preshared_key = old.preshared_key;
+        peer.endpoint = old.endpoint;
+        peer.allowed_ips = old.allowed_ips.into_iter().map(AllowedIpChange::Add).collect();
+        change(&mut peer);
+        let mut remove = SetPeer::new(old.public_key);
+        remove.remove = true;
+        // Two requests: in one, boringtun removes both.
+        for peer in [remove, peer] {
+            let change = SetDevice { peers: vec![peer], ..SetDevice::default() };
+            BlockingClient::new(&self.device.interface).set(&change).unwrap();
+        }
+    }
+
     /// Time of the last handshake with the only peer, since the epoch.
     pub fn last_handshake(&self) -> Duration {
         self.device.state().peers[0].last_handshake_time
@@ -474,6 +511,13 @@ impl Pattern {
     }
 }
 
+/// Waits for a connection, for a time in which any must come.
+fn accept(listener: &TcpListener) -> Option<TcpStream> {
+    let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    let came = poll(&mut fds, PollTimeout::from(15_000u16)).unwrap() > 0;
+    came.then(|| listener.accept().unwrap().0)
+}
+
 /// Sends `bytes`, a multiple of 64 KiB, and checks every one of them at the other side.
 pub fn transfer(from: &Namespace, to: &Namespace, address: IpAddr, bytes: usize) {
     const PIECE: usize = 64 << 10;
@@ -481,7 +525,7 @@ pub fn transfer(from: &Namespace, to: &Namespace, address: IpAddr, bytes: usize)
     let target = listener.local_addr().unwrap();
     thread::scope(|scope| {
         let receiver = scope.spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
+            let Some(mut stream) = accept(&listener) else { panic!("nobody connected") };
             stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
             let (mut pattern, mut expected, mut actual) = (Pattern(1), vec![0; PIECE], vec![0; PIECE]);
             for piece in 0..bytes / PIECE {

@@ -76,8 +76,8 @@ impl Relay {
             })
         });
         let addresses = sockets.each_ref().map(|socket| socket.local_addr().unwrap());
-        a.change_peer(|peer| peer.endpoint = Some(addresses[0]));
-        b.change_peer(|peer| peer.endpoint = Some(addresses[1]));
+        a.replace_peer(|peer| peer.endpoint = Some(addresses[0]));
+        b.replace_peer(|peer| peer.endpoint = Some(addresses[1]));
 
         let counts = Arc::new(Counts::default());
         let stop = Arc::new(AtomicBool::new(false));

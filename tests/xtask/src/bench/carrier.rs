@@ -1,12 +1,13 @@
 //! What can carry the packets between the two ends, and where the programs for it come from.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use crate::command::{capture, find_program, run};
+use crate::command::{find_program, run};
 use crate::packages;
+use crate::peers::{self, Crate};
 use crate::workspace::Workspace;
 
 /// What carries the packets. The order is that of the columns in the tables.
@@ -35,14 +36,6 @@ pub(crate) struct Program {
     pub(crate) options: &'static [&'static str],
     /// Environment: errors are logged and nothing else.
     pub(crate) environment: &'static [(&'static str, &'static str)],
-}
-
-/// A program from crates.io, in the version that we compare ourselves with.
-struct Crate {
-    name: &'static str,
-    version: &'static str,
-    /// Name of the binary.
-    binary: &'static str,
 }
 
 impl Carrier {
@@ -96,8 +89,8 @@ impl Carrier {
                     environment: &[("LOG_LEVEL", "error"), ("WG_PROCESS_FOREGROUND", "1")],
                 }
             }
-            Self::Boringtun => install(workspace, &BORINGTUN)?,
-            Self::Gotatun => install(workspace, &GOTATUN)?,
+            Self::Boringtun => install(workspace, &peers::BORINGTUN)?,
+            Self::Gotatun => install(workspace, &peers::GOTATUN)?,
         };
         Ok(Some(program))
     }
@@ -114,44 +107,14 @@ fn build_mesh_wg(workspace: &Workspace, release: bool) -> Result<PathBuf> {
     Ok(workspace.target_dir().join(if release { "release" } else { "debug" }).join("mesh-wg"))
 }
 
-/// Installs a program into the workspace's own directory for peers, once for each version.
+/// As `cargo install` made it.
 fn install(workspace: &Workspace, wanted: &Crate) -> Result<Program> {
-    let root = workspace.target_dir().join("bench-peers");
-    let path = root.join("bin").join(wanted.binary);
-    if !(path.is_file() && is_installed(workspace, &root, wanted)?) {
-        eprintln!("==> install {} {} from crates.io: minutes, but only once", wanted.name, wanted.version);
-        // Apart from our own build, whose profile and lock it would share otherwise.
-        let build = root.join("build");
-        let mut install = workspace.cargo();
-        install.args(["install", "--locked", "--force", "--root"]).arg(&root).arg("--target-dir").arg(&build);
-        run(install.args([wanted.name, "--version", wanted.version]))?;
-        std::fs::remove_dir_all(&build).with_context(|| format!("cannot remove {}", build.display()))?;
-        if !path.is_file() {
-            bail!("{} {} has no program {:?}", wanted.name, wanted.version, wanted.binary);
-        }
-    }
     Ok(Program {
-        path,
+        path: peers::install(workspace, wanted)?,
         options: &["--foreground", "--disable-drop-privileges"],
         environment: &[("WG_LOG_LEVEL", "error")],
     })
 }
-
-fn is_installed(workspace: &Workspace, root: &Path, wanted: &Crate) -> Result<bool> {
-    let list = capture(workspace.cargo().args(["install", "--list", "--root"]).arg(root))?;
-    Ok(lists(&list, wanted))
-}
-
-/// Reads `cargo install --list`: a line `NAME vVERSION:` for each package, its binaries indented below.
-fn lists(list: &str, wanted: &Crate) -> bool {
-    let line = format!("{} v{}:", wanted.name, wanted.version);
-    list.lines().any(|found| found == line)
-}
-
-const BORINGTUN: Crate = Crate { name: "boringtun-cli", version: "0.7.1", binary: "boringtun-cli" };
-
-/// Its binary is not called as its package.
-const GOTATUN: Crate = Crate { name: "gotatun-cli", version: "0.10.2", binary: "gotatun" };
 
 #[cfg(test)]
 mod tests {
@@ -163,12 +126,5 @@ mod tests {
             assert_eq!(Carrier::from_str(carrier.name(), false), Ok(*carrier));
         }
         assert_eq!(Carrier::ALL, Carrier::value_variants());
-    }
-
-    #[test]
-    fn another_version_is_not_the_wanted_one() {
-        let list = "boringtun-cli v0.7.1:\n    boringtun-cli\ngotatun-cli v0.10.1:\n    gotatun\n";
-        assert!(lists(list, &BORINGTUN));
-        assert!(!lists(list, &GOTATUN));
     }
 }

@@ -60,7 +60,7 @@ struct Site {
 /// Measures all carriers in turns and prints the result. Standard output has nothing but the result.
 pub(crate) fn measure(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     machine::require_root("the measurement")?;
-    packages::ensure(&[packages::BUILD, packages::BENCH_ENGINE])?;
+    packages::ensure(&[packages::BUILD, packages::BENCH_ENGINE, packages::AEAD])?;
     machine::require_networking()?;
     network::remove_leftovers()?;
     let ground = Ground { mtu: arguments.mtu, cpus: arguments.cores.map(first_cpus).transpose()? };
