@@ -175,6 +175,7 @@ pub fn psk() -> String {
 
 /// A running userspace WireGuard in the foreground.
 pub struct Process {
+    pub kind: Kind,
     pub interface: String,
     pub child: Child,
     directory: tempfile::TempDir,
@@ -223,7 +224,7 @@ impl Process {
             .spawn()
             .unwrap();
         started(&child);
-        let mut device = Self { interface: interface.to_owned(), child, directory };
+        let mut device = Self { kind, interface: interface.to_owned(), child, directory };
         let socket = socket_path(interface);
         let deadline = Instant::now() + Duration::from_secs(10);
         while BlockingClient::at(&socket).get().is_err() {
