@@ -5,6 +5,9 @@ use std::net::IpAddr;
 /// Adds `bytes` to the running sum. The sum is over 16-bit words in native byte order, which RFC 1071 section 2(B)
 /// allows as long as the result is stored the same way; an odd last byte counts as the first of its word.
 pub(super) fn add(sum: u64, bytes: &[u8]) -> u64 {
+    if bytes.len() < BLOCK {
+        return add_short(fold_once(sum), bytes);
+    }
     // Shorter ones are headers, for which the detour does not pay.
     #[cfg(target_arch = "x86_64")]
     if bytes.len() >= 128 && std::arch::is_x86_feature_detected!("avx2") {
@@ -55,11 +58,21 @@ fn add_rest(sum: u64, lanes: &[u64; BLOCK / 4], rest: &[u8]) -> u64 {
     for lane in lanes {
         total += lane;
     }
-    let mut words = rest.chunks_exact(2);
-    for word in &mut words {
-        total += u64::from(u16::from_ne_bytes([word[0], word[1]]));
+    add_short(total, rest)
+}
+
+/// For headers, and what is left of blocks.
+#[inline(always)]
+fn add_short(mut total: u64, bytes: &[u8]) -> u64 {
+    let (words, rest) = bytes.as_chunks::<4>();
+    for word in words {
+        total += u64::from(u32::from_ne_bytes(*word));
     }
-    if let [last] = words.remainder() {
+    let (words, rest) = rest.as_chunks::<2>();
+    for word in words {
+        total += u64::from(u16::from_ne_bytes(*word));
+    }
+    if let [last] = rest {
         total += u64::from(u16::from_ne_bytes([*last, 0]));
     }
     total

@@ -1,0 +1,681 @@
+//! Gossip: how all members come to know the same, and who is thought to be alive. Pure: datagrams, time and randomness
+//! come in, datagrams go out.
+//!
+//! * **Probes** (SWIM with Lifeguard): each period one member is pinged; when it does not answer, it is once more, also by
+//!   way of others; then it stands accused. See [`liveness`] for what follows from that.
+//! * **Rumours**: what is new is told to a few members at once, and to a few more later.
+//! * **Reconciliation**: every few seconds the sums of all names are compared with one member's ([`catalogue`]). What
+//!   rumours have missed is found by that.
+//!
+//! Members that do not answer are tried for ever, one every few seconds: a partition heals by itself.
+//!
+//! What is known is kept by a [`Store`]; only the names are kept here.
+//!
+//! The node does not use it yet: its views are kept equal over control sessions (`node/gossip.rs`), until the daemon has a
+//! socket for datagrams and the group key is handed out.
+
+pub mod catalogue;
+pub mod liveness;
+mod probes;
+mod rumours;
+pub mod wire;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use mesh_keys::{ClusterId, NodeId, Signed};
+use rand_chacha::ChaCha20Rng;
+use rand_core::{RngCore as _, SeedableRng as _};
+
+use self::catalogue::{Catalogue, Content, Kind, Name, Range, Sum};
+use self::liveness::{Bundle, Entry, Life, Statement};
+use self::probes::Probes;
+use self::rumours::Rumours;
+use self::wire::{Part, Writer};
+use crate::time::Time;
+
+/// What keeps the items that gossip spreads.
+pub trait Store {
+    /// The item of that name, as [`Store::offer`] takes it; `None` when there is none.
+    fn item(&self, name: &Name) -> Option<Vec<u8>>;
+
+    /// Takes an item from another member.
+    fn offer(&mut self, kind: Kind, item: &[u8]) -> Offered;
+
+    /// Whether a statement has the signature of that member.
+    fn check(&self, statement: &Signed<Statement>, signer: &NodeId) -> bool;
+
+    /// Signs a statement about `subject`, with this node's key.
+    fn sign(&self, subject: NodeId, life: Life) -> Option<Signed<Statement>>;
+}
+
+/// What became of an item.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Offered {
+    /// It is new, or newer than what was there.
+    New {
+        /// Its name.
+        name: Name,
+        /// Its content.
+        content: Content,
+        /// The member, and its start, if that is what the item tells of.
+        member: Option<(NodeId, u64)>,
+    },
+    /// It was known, or something newer is.
+    Known,
+    /// It is wrong, or its grounds are not known yet.
+    Refused,
+}
+
+/// What the node is to do or to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Send a datagram with this payload.
+    Send {
+        /// To whom.
+        to: NodeId,
+        /// At most [`wire::MAX_PAYLOAD`] bytes.
+        payload: Vec<u8>,
+    },
+    /// A member is thought to be unreachable now, or no longer.
+    Reachable {
+        /// The member.
+        node: NodeId,
+        /// Whether it is.
+        reachable: bool,
+    },
+}
+
+/// Members told of news at a time.
+const FANOUT: usize = 3;
+/// News is passed on this long after it came in, so that what comes together goes together.
+const SETTLE: Duration = Duration::from_millis(10);
+/// Pause before what was told is told to others.
+const REPEAT: Duration = Duration::from_millis(500);
+/// Payloads of news at a time, and the pause while there is more.
+const PAYLOADS: usize = 3;
+const BACKLOG: Duration = Duration::from_millis(15);
+/// Pieces of news that may fit into these.
+const MOST_NAMES: usize = 64;
+/// News that cannot be told in this many payloads is told less often; comparing finds what is missed.
+const MANY: usize = 200;
+/// How often each piece of news is told when there are that many.
+const TOLD_OF_MANY: u8 = 3;
+/// Pause between comparisons, and after one that found a difference.
+const COMPARE: Duration = Duration::from_secs(10);
+const COMPARE_AGAIN: Duration = Duration::from_secs(1);
+/// Comparisons in quick succession after a difference.
+const COMPARISONS: u8 = 10;
+/// Ranges gone into for one datagram of sums.
+const RANGES: usize = 32;
+/// Datagrams that one of another member's can cause.
+const ANSWERS: usize = 8;
+/// Pause between attempts to reach one of the unreachable.
+const RETRY: Duration = Duration::from_secs(2);
+/// A node answers accusations no more often than this.
+const ANSWER: Duration = Duration::from_millis(200);
+
+/// One node's part in gossip.
+#[derive(Debug)]
+pub struct Gossip {
+    me: NodeId,
+    cluster: ClusterId,
+    rng: ChaCha20Rng,
+    /// This node's own.
+    life: Life,
+    answered: Option<Time>,
+    members: Vec<Member>,
+    places: BTreeMap<NodeId, usize>,
+    unreachable: usize,
+    /// Of those of whom something has been said.
+    lives: BTreeMap<NodeId, Entry>,
+    /// When those that stand accused are taken for unreachable.
+    verdicts: BTreeSet<(Time, NodeId)>,
+    catalogue: Catalogue,
+    rumours: Rumours,
+    probes: Probes,
+    next_push: Time,
+    next_repeat: Time,
+    next_compare: Time,
+    comparisons: u8,
+    next_retry: Time,
+    events: Vec<Event>,
+}
+
+/// What is kept of every member.
+#[derive(Clone, Debug)]
+struct Member {
+    id: NodeId,
+    /// Of its record.
+    generation: u64,
+    /// When something came from it, directly.
+    heard: Option<Time>,
+    /// Smoothed round-trip time in microseconds; 0 when it is not known.
+    rtt: u32,
+    reachable: bool,
+    verdict: Option<Time>,
+}
+
+impl Gossip {
+    /// A node that knows of nobody else. `generation` is that of its record.
+    pub fn new(me: NodeId, cluster: ClusterId, generation: u64, seed: [u8; 32], now: Time) -> Self {
+        let mut gossip = Self {
+            me,
+            cluster,
+            rng: ChaCha20Rng::from_seed(seed),
+            life: Life { generation, incarnation: 0 },
+            answered: None,
+            members: Vec::new(),
+            places: BTreeMap::new(),
+            unreachable: 0,
+            lives: BTreeMap::new(),
+            verdicts: BTreeSet::new(),
+            catalogue: Catalogue::default(),
+            rumours: Rumours::default(),
+            probes: Probes::new(now),
+            next_push: now,
+            next_repeat: now,
+            next_compare: now,
+            comparisons: 0,
+            next_retry: now,
+            events: Vec::new(),
+        };
+        // Nodes that start together do not act in step.
+        gossip.next_compare = now + gossip.jitter(COMPARE);
+        gossip.next_retry = now + gossip.jitter(RETRY);
+        gossip.probes.delay(gossip.rng.next_u32());
+        gossip
+    }
+
+    /// Puts an item into the catalogue that the store had from elsewhere: from disk, or from a snapshot.
+    pub fn insert(&mut self, name: Name, content: Content) {
+        self.catalogue.set(name, Some(content));
+    }
+
+    /// Begins with what a snapshot has, all at once.
+    pub fn start_with(&mut self, catalogue: Catalogue) {
+        self.catalogue = catalogue;
+    }
+
+    /// Takes an item out of the catalogue: it is no more.
+    pub fn remove(&mut self, name: Name) {
+        self.catalogue.set(name, None);
+    }
+
+    /// There is something new from this node itself.
+    pub fn publish(&mut self, name: Name, content: Content, now: Time) {
+        self.catalogue.set(name, Some(content));
+        self.spread(name, now);
+    }
+
+    /// There is a member, or a member has started anew. Does nothing for this node itself.
+    pub fn add_member(&mut self, id: NodeId, generation: u64) {
+        if id == self.me {
+            return;
+        }
+        let Some(place) = self.places.get(&id).copied() else {
+            let place = self.members.len();
+            self.members.push(Member { id, generation, heard: None, rtt: 0, reachable: true, verdict: None });
+            self.places.insert(id, place);
+            let at = self.rng.next_u32();
+            self.probes.add(place, at);
+            return;
+        };
+        if generation > self.members[place].generation {
+            // What was said of earlier lives is void.
+            self.members[place].generation = generation;
+            if self.lives.remove(&id).is_some() {
+                self.catalogue.set(life_name(id), None);
+            }
+            self.set_verdict(place, None);
+            self.set_reachable(id, true);
+        }
+    }
+
+    /// A member is none any more.
+    pub fn remove_member(&mut self, id: &NodeId) {
+        let Some(place) = self.places.remove(id) else { return };
+        self.set_verdict(place, None);
+        self.unreachable -= usize::from(!self.members[place].reachable);
+        let last = self.members.len() - 1;
+        self.members.swap_remove(place);
+        if let Some(moved) = self.members.get(place) {
+            self.places.insert(moved.id, place);
+        }
+        self.probes.remove(place, last);
+        self.lives.remove(id);
+        self.catalogue.set(life_name(*id), None);
+    }
+
+    /// A tunnel says that a member is alive: its packets come in.
+    pub fn heard(&mut self, id: &NodeId, now: Time) {
+        if let Some(place) = self.places.get(id) {
+            self.members[*place].heard = Some(now);
+            self.set_reachable(*id, true);
+        }
+    }
+
+    /// Whether a member is thought to be reachable; `false` for those that are none.
+    pub fn is_reachable(&self, id: &NodeId) -> bool {
+        self.places.get(id).is_some_and(|place| self.members[*place].reachable)
+    }
+
+    /// Number of members that are thought to be unreachable.
+    pub fn unreachable(&self) -> usize {
+        self.unreachable
+    }
+
+    /// One value that nodes have in common that know the same.
+    pub fn fingerprint(&self) -> Sum {
+        self.catalogue.sum(Range::ALL)
+    }
+
+    /// What is to be done. Empty when all has been taken.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// When [`Gossip::tick`] has something to do.
+    pub fn poll_timeout(&self) -> Time {
+        let push = (!self.rumours.is_empty()).then_some(self.next_push);
+        let verdict = self.verdicts.first().map(|(due, _)| *due);
+        let retry = (self.unreachable > 0).then_some(self.next_retry);
+        let times = [push, verdict, retry, Some(self.probes.next_due()), Some(self.next_compare)];
+        times.into_iter().flatten().min().unwrap_or(self.next_compare)
+    }
+
+    /// Does what is due.
+    pub fn tick(&mut self, store: &mut impl Store, now: Time) {
+        self.advance_probes(store, now);
+        while let Some((due, id)) = self.verdicts.first().copied().filter(|(due, _)| *due <= now) {
+            self.judge(id, due, now);
+        }
+        if now >= self.next_push && !self.rumours.is_empty() {
+            self.push(store, now);
+        }
+        if now >= self.next_compare {
+            self.compare(now);
+        }
+        if now >= self.next_retry {
+            self.next_retry = now + self.jitter(RETRY);
+            if let Some(id) = self.pick(false) {
+                self.ping_once(id);
+            }
+        }
+    }
+
+    /// Takes a payload that came from a member.
+    pub fn receive(&mut self, from: NodeId, payload: &[u8], store: &mut impl Store, now: Time) {
+        let Some(place) = self.places.get(&from).copied() else { return };
+        self.members[place].heard = Some(now);
+        let mut reply = Writer::default();
+        if !self.members[place].reachable {
+            self.set_reachable(from, true);
+            // Where there was a partition there is much to tell; and it should know that it stands accused.
+            reply.push(&Part::Sums(vec![(Range::ALL, self.fingerprint())]));
+            self.ping_once(from);
+        }
+        for part in wire::read(payload) {
+            match part {
+                Ok(part) => self.take(from, part, &mut reply, store, now),
+                Err(error) => tracing::debug!(peer = %from.short(), %error, "part of a datagram dropped"),
+            }
+        }
+        self.send(from, &mut reply);
+    }
+
+    fn take(&mut self, from: NodeId, part: Part, reply: &mut Writer, store: &mut impl Store, now: Time) {
+        match part {
+            Part::Ping { number, accused } => {
+                self.answer(from, reply, Part::Ack { number });
+                if let Some(life) = accused {
+                    self.defend(life, store, now);
+                }
+            }
+            Part::Ack { number } => self.take_ack(from, number, now),
+            Part::Ask { number, target } => self.take_ask(from, number, target, now),
+            Part::Nack { number } => self.probes.take_nack(number),
+            Part::Sums(sums) => self.take_sums(from, &sums, reply),
+            Part::List { range, names } => {
+                let exchange = self.catalogue.settle(range, &names);
+                if !exchange.give.is_empty() || !exchange.take.is_empty() {
+                    self.compare_soon(now);
+                }
+                self.give(from, exchange.give, reply, store);
+                for names in exchange.take.chunks(48).take(ANSWERS) {
+                    self.answer(from, reply, Part::Want(names.to_vec()));
+                }
+            }
+            Part::Want(names) => self.give(from, names, reply, store),
+            Part::Item { kind: Kind::LIVENESS, bytes } => self.take_life(&bytes, store, now),
+            Part::Item { kind, bytes } => match store.offer(kind, &bytes) {
+                Offered::New { name, content, member } => {
+                    if let Some((id, generation)) = member {
+                        self.add_member(id, generation);
+                    }
+                    self.publish(name, content, now);
+                }
+                Offered::Known | Offered::Refused => {}
+            },
+        }
+    }
+
+    /// Puts a part into the answer, which is sent when it is full.
+    fn answer(&mut self, to: NodeId, reply: &mut Writer, part: Part) {
+        if !reply.push(&part) {
+            self.send(to, reply);
+            reply.push(&part);
+        }
+    }
+
+    fn send(&mut self, to: NodeId, writer: &mut Writer) {
+        if !writer.is_empty() {
+            self.events.push(Event::Send { to, payload: writer.take() });
+        }
+    }
+
+    // Rumours.
+
+    fn spread(&mut self, name: Name, now: Time) {
+        self.rumours.add(name);
+        self.next_push = self.next_push.min(now + SETTLE);
+    }
+
+    fn push(&mut self, store: &impl Store, now: Time) {
+        let limit = if self.rumours.len() > MANY || self.is_partitioned() {
+            TOLD_OF_MANY
+        } else {
+            let digits = (self.members.len() + 1).ilog10() as u8 + 1;
+            4 * digits
+        };
+        let untold_only = now < self.next_repeat;
+        let names = self.rumours.take(MOST_NAMES, untold_only);
+        let complete = names.len() < MOST_NAMES;
+        let mut names = names.into_iter().peekable();
+        for _ in 0..PAYLOADS {
+            let mut writer = Writer::default();
+            while let Some(name) = names.peek().copied() {
+                match item(&self.lives, store, &name) {
+                    Some(bytes) if writer.push_item(name.kind, &bytes) => {
+                        self.rumours.told(name, FANOUT as u8, limit);
+                    }
+                    Some(_) if !writer.is_empty() => break,
+                    // Gone; or longer than a datagram, which is nothing for gossip.
+                    Some(_) | None => self.rumours.forget(&name),
+                }
+                names.next();
+            }
+            if writer.is_empty() {
+                break;
+            }
+            let payload = writer.take();
+            for to in self.pick_some(FANOUT, None) {
+                self.events.push(Event::Send { to, payload: payload.clone() });
+            }
+        }
+        let complete = complete && names.peek().is_none();
+        names.for_each(|name| self.rumours.put_back(name));
+        if !untold_only {
+            let pause = if complete { REPEAT } else { BACKLOG };
+            self.next_repeat = now + self.jitter(pause);
+        }
+        self.next_push =
+            if self.rumours.has_untold() { now + self.jitter(BACKLOG) } else { self.next_repeat };
+    }
+
+    // Reconciliation.
+
+    fn compare(&mut self, now: Time) {
+        self.comparisons = self.comparisons.saturating_sub(1);
+        let pause = if self.comparisons > 0 { COMPARE_AGAIN } else { COMPARE };
+        self.next_compare = now + self.jitter(pause);
+        // One in five goes to the unreachable.
+        let reachable = !self.rng.next_u32().is_multiple_of(5);
+        if let Some(to) = self.pick(reachable).or_else(|| self.pick(!reachable)) {
+            let mut writer = Writer::default();
+            writer.push(&Part::Sums(vec![(Range::ALL, self.fingerprint())]));
+            self.send(to, &mut writer);
+        }
+    }
+
+    /// Where one thing was missing there may be more.
+    fn compare_soon(&mut self, now: Time) {
+        self.comparisons = COMPARISONS;
+        let soon = now + self.jitter(COMPARE_AGAIN);
+        self.next_compare = self.next_compare.min(soon);
+    }
+
+    fn take_sums(&mut self, from: NodeId, sums: &[(Range, Sum)], reply: &mut Writer) {
+        let differences = self.catalogue.compare(sums, RANGES);
+        let mut budget = ANSWERS * 2;
+        for (range, names) in differences.lists {
+            // A list that is cut would make the rest seem to be missing.
+            if names.len() <= 40 && budget > 0 {
+                budget -= 1;
+                self.answer(from, reply, Part::List { range, names });
+            }
+        }
+        for sums in differences.sums.chunks(16) {
+            self.answer(from, reply, Part::Sums(sums.to_vec()));
+        }
+    }
+
+    fn give(&mut self, to: NodeId, names: Vec<Name>, reply: &mut Writer, store: &impl Store) {
+        let mut sent = 0;
+        for name in names {
+            let Some(bytes) = item(&self.lives, store, &name) else { continue };
+            if !reply.push_item(name.kind, &bytes) {
+                sent += 1;
+                if sent >= ANSWERS {
+                    return;
+                }
+                self.send(to, reply);
+                reply.push_item(name.kind, &bytes);
+            }
+        }
+    }
+
+    // Lives.
+
+    fn take_life(&mut self, bytes: &[u8], store: &mut impl Store, now: Time) {
+        let Ok((bundle, _newer)) = postcard::take_from_bytes::<Bundle>(bytes) else { return };
+        if bundle.subject == self.me {
+            let lives = bundle.accusations.iter().filter_map(|signed| Some((signed, signed.decode().ok()?)));
+            for (signed, statement) in lives.collect::<Vec<_>>() {
+                if statement.life() >= self.life && store.check(signed, &statement.signer()) {
+                    self.defend(statement.life(), store, now);
+                }
+            }
+            return;
+        }
+        if self.entry(bundle.subject).is_some_and(|entry| !entry.has_seen(bytes)) {
+            self.merge_life(&bundle, store, now);
+        }
+    }
+
+    /// What is known of a member's life; made when it is not there, `None` for those that are no members.
+    fn entry(&mut self, id: NodeId) -> Option<&mut Entry> {
+        let member = &self.members[*self.places.get(&id)?];
+        Some(self.lives.entry(id).or_insert_with(|| Entry::new(member.generation)))
+    }
+
+    /// The last life of a member that is known.
+    fn life_of(&self, id: &NodeId) -> Option<Life> {
+        let begun = |place: &usize| Life { generation: self.members[*place].generation, incarnation: 0 };
+        self.lives.get(id).map(Entry::life).or_else(|| self.places.get(id).map(begun))
+    }
+
+    fn merge_life(&mut self, bundle: &Bundle, store: &mut impl Store, now: Time) {
+        let id = bundle.subject;
+        let cluster = self.cluster;
+        let Some(entry) = self.entry(id) else { return };
+        let (before, content) = (entry.life(), entry.content());
+        let merged = entry.merge(&cluster, bundle, now, |statement, signer| store.check(statement, signer));
+        let accused = entry.is_accused();
+        let changed = entry.content() != content;
+        let change = merged.unwrap_or_else(|error| {
+            tracing::debug!(peer = %id.short(), %error, "statement refused");
+            liveness::Change { news: changed, accused: false }
+        });
+        if !change.news {
+            return;
+        }
+        let answered = entry.life() > before;
+        let accusers = entry.accusers();
+        self.note_life(id);
+        // Where many stand accused there is a partition: one vote each is enough then, and spares the network.
+        let few = !self.is_partitioned();
+        if few || answered || accusers == 1 {
+            self.spread(life_name(id), now);
+        }
+        if answered && !accused {
+            self.set_reachable(id, true);
+        }
+        if few && change.accused && accusers < liveness::ACCUSERS {
+            self.see_for_oneself(id, now);
+        }
+    }
+
+    /// Whether so many stand accused that it is not they who have failed but the network.
+    fn is_partitioned(&self) -> bool {
+        self.verdicts.len() + self.unreachable > MANY.min(self.members.len() / 20).max(5)
+    }
+
+    /// Keeps catalogue and verdict in step with what is known of a life.
+    fn note_life(&mut self, id: NodeId) {
+        let Some(entry) = self.lives.get(&id) else { return };
+        self.catalogue.set(life_name(id), entry.content());
+        let deadline = entry.deadline(self.members.len() + 1);
+        if let Some(place) = self.places.get(&id).copied() {
+            let wanted = deadline.filter(|_| self.members[place].reachable);
+            self.set_verdict(place, wanted);
+        }
+    }
+
+    fn set_verdict(&mut self, place: usize, due: Option<Time>) {
+        let member = &mut self.members[place];
+        if let Some(before) = std::mem::replace(&mut member.verdict, due) {
+            self.verdicts.remove(&(before, member.id));
+        }
+        if let Some(due) = due {
+            self.verdicts.insert((due, member.id));
+        }
+    }
+
+    fn judge(&mut self, id: NodeId, due: Time, now: Time) {
+        let Some(place) = self.places.get(&id).copied() else {
+            self.verdicts.remove(&(due, id));
+            return;
+        };
+        let since = self.lives.get(&id).and_then(Entry::accused_since);
+        self.set_verdict(place, None);
+        // What this node has heard itself counts for more than what others say.
+        let heard = self.members[place].heard;
+        if since.is_some_and(|since| heard.is_none_or(|heard| heard < since)) {
+            self.set_reachable(id, false);
+        } else if since.is_some() {
+            self.set_verdict(place, Some(now + Duration::from_secs(5)));
+        }
+    }
+
+    fn set_reachable(&mut self, id: NodeId, reachable: bool) {
+        let Some(place) = self.places.get(&id).copied() else { return };
+        let member = &mut self.members[place];
+        if std::mem::replace(&mut member.reachable, reachable) == reachable {
+            return;
+        }
+        if reachable {
+            self.unreachable -= 1;
+        } else {
+            self.unreachable += 1;
+        }
+        self.events.push(Event::Reachable { node: id, reachable });
+        self.note_life(id);
+    }
+
+    /// Says that this node is alive, if it stands accused in its present life.
+    fn defend(&mut self, accused: Life, store: &mut impl Store, now: Time) {
+        if accused < self.life
+            || accused.generation != self.life.generation
+            || self.answered.is_some_and(|at| now.since(at) < ANSWER)
+        {
+            return;
+        }
+        let Some(incarnation) = accused.incarnation.checked_add(1) else { return };
+        let life = Life { incarnation, ..accused };
+        let Some(signed) = store.sign(self.me, life) else { return };
+        self.answered = Some(now);
+        self.life = life;
+        let bundle = Bundle { subject: self.me, alive: Some(signed), accusations: Vec::new() };
+        let mut entry = Entry::new(life.generation);
+        // Our own signature needs no check.
+        if entry.merge(&self.cluster, &bundle, now, |_, _| true).is_ok() {
+            let content = entry.content();
+            self.lives.insert(self.me, entry);
+            self.catalogue.set(life_name(self.me), content);
+            self.spread(life_name(self.me), now);
+        }
+    }
+
+    fn accuse(&mut self, id: NodeId, store: &mut impl Store, now: Time) {
+        let known = self.lives.get(&id);
+        if known.is_some_and(|entry| entry.accusers() >= liveness::ACCUSERS || entry.is_accused_by(&self.me))
+        {
+            return;
+        }
+        let bundle = known.map(|entry| entry.bundle(id));
+        let mut bundle = bundle.unwrap_or(Bundle { subject: id, alive: None, accusations: Vec::new() });
+        let Some(signed) = self.life_of(&id).and_then(|life| store.sign(id, life)) else { return };
+        bundle.accusations.push(signed);
+        tracing::debug!(peer = %id.short(), "does not answer");
+        self.merge_life(&bundle, store, now);
+    }
+
+    // Choice.
+
+    fn jitter(&mut self, span: Duration) -> Duration {
+        let share = u32::from(self.rng.next_u32() as u16);
+        span * 4 / 5 + span * 2 / 5 * share / 65_536
+    }
+
+    /// A member that is thought to be reachable, or one that is not.
+    fn pick(&mut self, reachable: bool) -> Option<NodeId> {
+        let fitting = if reachable { self.members.len() - self.unreachable } else { self.unreachable };
+        if fitting == 0 {
+            return None;
+        }
+        let start = self.rng.next_u32() as usize % self.members.len();
+        let (before, after) = self.members.split_at(start);
+        after.iter().chain(before).find(|member| member.reachable == reachable).map(|member| member.id)
+    }
+
+    /// Up to `count` different members that are thought to be reachable, none of them `but`.
+    fn pick_some(&mut self, count: usize, but: Option<NodeId>) -> Vec<NodeId> {
+        let mut picked = Vec::with_capacity(count);
+        for _attempt in 0..4 * count {
+            if picked.len() == count {
+                break;
+            }
+            if let Some(id) = self.pick(true)
+                && Some(id) != but
+                && !picked.contains(&id)
+            {
+                picked.push(id);
+            }
+        }
+        picked
+    }
+}
+
+fn life_name(id: NodeId) -> Name {
+    Name { id: *id.as_bytes(), kind: Kind::LIVENESS }
+}
+
+fn item(lives: &BTreeMap<NodeId, Entry>, store: &impl Store, name: &Name) -> Option<Vec<u8>> {
+    if name.kind != Kind::LIVENESS {
+        return store.item(name);
+    }
+    let id = NodeId::from_bytes(name.id);
+    let entry = lives.get(&id).filter(|entry| entry.content().is_some())?;
+    postcard::to_allocvec(&entry.bundle(id)).ok()
+}

@@ -1,0 +1,264 @@
+//! Probing one member after the other, and what follows from silence.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use mesh_keys::NodeId;
+use rand_core::RngCore as _;
+
+use super::wire::{Part, Writer};
+use super::{Gossip, Member, Store};
+use crate::time::Time;
+
+/// Pause between probes, when all is well.
+const PERIOD: Duration = Duration::from_secs(1);
+/// Members asked to probe in our place.
+const HELPERS: usize = 3;
+/// Longest and shortest time to wait for an answer, and how many round-trip times otherwise.
+const MIN_WAIT: Duration = Duration::from_millis(200);
+const MAX_WAIT: Duration = Duration::from_secs(2);
+const ROUND_TRIPS: u32 = 4;
+/// While the round-trip time of a member is not known.
+const UNKNOWN_WAIT: Duration = Duration::from_millis(600);
+/// Probes under way at a time.
+const MAX_PROBES: usize = 8;
+/// Probes on behalf of others at a time: beyond that they get no answer, as from a node that is busy.
+const MAX_ASKED: usize = 64;
+/// Highest local health score: with 7 all waits are eight times as long (Lifeguard, section IV-A).
+const WORST: u32 = 7;
+/// A member that has been heard of so lately is not probed.
+const FRESH: Duration = Duration::from_millis(500);
+/// How many members see for themselves when one is accused, on average.
+const WITNESSES: u32 = 6;
+
+/// Probes under way, and whose turn it is.
+#[derive(Debug)]
+pub(super) struct Probes {
+    /// Places of all members, shuffled; each has its turn once in a round.
+    order: Vec<usize>,
+    turn: usize,
+    next: Time,
+    number: u32,
+    own: BTreeMap<u32, Probe>,
+    asked: BTreeMap<u32, Asked>,
+    /// How unwell this node itself seems to be.
+    score: u32,
+}
+
+#[derive(Debug)]
+struct Probe {
+    target: NodeId,
+    sent: Time,
+    due: Time,
+    /// Whom we asked for help; none while we wait for a direct answer.
+    helpers: usize,
+    nacks: usize,
+    again: bool,
+}
+
+#[derive(Debug)]
+struct Asked {
+    by: NodeId,
+    number: u32,
+    due: Time,
+}
+
+impl Probes {
+    pub(super) fn new(now: Time) -> Self {
+        Self {
+            order: Vec::new(),
+            turn: 0,
+            next: now,
+            number: 0,
+            own: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            score: 0,
+        }
+    }
+
+    /// Puts the first probe off by a part of the period.
+    pub(super) fn delay(&mut self, random: u32) {
+        self.next = self.next + PERIOD * (random >> 16) / 65_536;
+    }
+
+    /// A member has come, in the last place; it has its turn at a random moment.
+    pub(super) fn add(&mut self, place: usize, random: u32) {
+        let at = random as usize % (self.order.len() + 1);
+        self.order.push(place);
+        let last = self.order.len() - 1;
+        self.order.swap(at, last);
+    }
+
+    /// The member in `place` has gone, and the last one has taken its place.
+    pub(super) fn remove(&mut self, place: usize, last: usize) {
+        self.order.retain(|other| *other != place);
+        self.order.iter_mut().filter(|other| **other == last).for_each(|other| *other = place);
+    }
+
+    pub(super) fn next_due(&self) -> Time {
+        let own = self.own.values().map(|probe| probe.due);
+        let asked = self.asked.values().map(|asked| asked.due);
+        own.chain(asked).fold(self.next, Time::min)
+    }
+
+    pub(super) fn take_nack(&mut self, number: u32) {
+        if let Some(probe) = self.own.get_mut(&number) {
+            probe.nacks += 1;
+        }
+    }
+}
+
+impl Member {
+    fn wait(&self) -> Duration {
+        match self.rtt {
+            0 => UNKNOWN_WAIT,
+            rtt => (Duration::from_micros(rtt.into()) * ROUND_TRIPS).clamp(MIN_WAIT, MAX_WAIT),
+        }
+    }
+
+    fn measure(&mut self, sample: Duration) {
+        let sample = u32::try_from(sample.as_micros()).unwrap_or(u32::MAX).max(1);
+        self.rtt = match self.rtt {
+            0 => sample,
+            // As TCP smooths it (RFC 6298): an eighth of what is new.
+            rtt => rtt - rtt / 8 + sample / 8,
+        };
+    }
+}
+
+impl Gossip {
+    pub(super) fn advance_probes(&mut self, store: &mut impl Store, now: Time) {
+        while let Some((number, _)) = self.probes.asked.iter().find(|(_, asked)| asked.due <= now) {
+            let number = *number;
+            if let Some(asked) = self.probes.asked.remove(&number) {
+                self.send_part(asked.by, &Part::Nack { number: asked.number });
+            }
+        }
+        let due: Vec<u32> =
+            self.probes.own.iter().filter(|(_, probe)| probe.due <= now).map(|(number, _)| *number).collect();
+        for number in due {
+            self.probe_is_due(number, store, now);
+        }
+        if now >= self.probes.next {
+            let pause = PERIOD * (1 + self.probes.score);
+            self.probes.next = now + pause;
+            if let Some(target) = self.next_target(now) {
+                self.probe(target, now);
+            }
+        }
+    }
+
+    /// Whose turn it is: members that are thought to be reachable and have not been heard of just now.
+    fn next_target(&mut self, now: Time) -> Option<NodeId> {
+        for _ in 0..self.probes.order.len() {
+            if self.probes.turn == 0 {
+                // Fisher and Yates; each round in another order.
+                for last in (1..self.probes.order.len()).rev() {
+                    let other = self.rng.next_u32() as usize % (last + 1);
+                    self.probes.order.swap(last, other);
+                }
+            }
+            let place = self.probes.order[self.probes.turn];
+            self.probes.turn = (self.probes.turn + 1) % self.probes.order.len();
+            let member = &self.members[place];
+            if member.reachable && member.heard.is_none_or(|heard| now.since(heard) >= FRESH) {
+                return Some(member.id);
+            }
+        }
+        None
+    }
+
+    fn probe(&mut self, target: NodeId, now: Time) {
+        if self.probes.own.len() >= MAX_PROBES || self.probes.own.values().any(|probe| probe.target == target)
+        {
+            return;
+        }
+        let wait = self.wait_for(&target);
+        let number = self.ping_once(target);
+        let probe = Probe { target, sent: now, due: now + wait, helpers: 0, nacks: 0, again: false };
+        self.probes.own.insert(number, probe);
+    }
+
+    fn wait_for(&self, target: &NodeId) -> Duration {
+        let wait = self.places.get(target).map_or(UNKNOWN_WAIT, |place| self.members[*place].wait());
+        wait * (1 + self.probes.score)
+    }
+
+    /// Sends a ping and returns its number.
+    pub(super) fn ping_once(&mut self, target: NodeId) -> u32 {
+        self.probes.number = self.probes.number.wrapping_add(1);
+        let number = self.probes.number;
+        self.ping_as(target, number);
+        number
+    }
+
+    fn ping_as(&mut self, target: NodeId, number: u32) {
+        let accused = self.lives.get(&target).filter(|entry| entry.is_accused()).map(|entry| entry.life());
+        self.send_part(target, &Part::Ping { number, accused });
+    }
+
+    fn send_part(&mut self, to: NodeId, part: &Part) {
+        let mut writer = Writer::default();
+        writer.push(part);
+        self.send(to, &mut writer);
+    }
+
+    fn probe_is_due(&mut self, number: u32, store: &mut impl Store, now: Time) {
+        let Some(probe) = self.probes.own.get(&number) else { return };
+        let target = probe.target;
+        if !probe.again {
+            // Once more, and by way of others.
+            let wait = self.wait_for(&target) * 3 / 2;
+            self.ping_as(target, number);
+            let helpers = self.pick_some(HELPERS, Some(target));
+            for helper in &helpers {
+                self.send_part(*helper, &Part::Ask { number, target });
+            }
+            if let Some(probe) = self.probes.own.get_mut(&number) {
+                (probe.again, probe.helpers, probe.due) = (true, helpers.len(), now + wait);
+            }
+            return;
+        }
+        let Some(probe) = self.probes.own.remove(&number) else { return };
+        // Helpers that do not even say that they have failed: it may well be this node that is cut off.
+        if probe.helpers > 0 && probe.nacks == 0 {
+            self.probes.score = (self.probes.score + 1).min(WORST);
+        }
+        self.accuse(target, store, now);
+    }
+
+    pub(super) fn take_ack(&mut self, from: NodeId, number: u32, now: Time) {
+        if let Some(asked) = self.probes.asked.remove(&number) {
+            self.send_part(asked.by, &Part::Ack { number: asked.number });
+            return;
+        }
+        let Some(probe) = self.probes.own.remove(&number) else { return };
+        self.probes.score = self.probes.score.saturating_sub(1);
+        if let Some(place) = self.places.get(&probe.target).copied() {
+            // Which of two pings it answers cannot be told (Karn's rule).
+            if from == probe.target && !probe.again {
+                self.members[place].measure(now.since(probe.sent));
+            }
+            self.members[place].heard = Some(now);
+            self.set_reachable(probe.target, true);
+        }
+    }
+
+    pub(super) fn take_ask(&mut self, by: NodeId, number: u32, target: NodeId, now: Time) {
+        if self.probes.asked.len() >= MAX_ASKED || !self.places.contains_key(&target) {
+            return;
+        }
+        let due = now + self.wait_for(&target);
+        let own = self.ping_once(target);
+        self.probes.asked.insert(own, Asked { by, number, due });
+    }
+
+    /// A member was accused by somebody else: some of the others look for themselves. If it is dead, that is sooner
+    /// beyond doubt; if it is not, it learns that it must answer.
+    pub(super) fn see_for_oneself(&mut self, id: NodeId, now: Time) {
+        let members = u32::try_from(self.members.len()).unwrap_or(u32::MAX).max(1);
+        if self.rng.next_u32() % members < WITNESSES {
+            self.probe(id, now);
+        }
+    }
+}

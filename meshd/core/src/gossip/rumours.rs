@@ -1,0 +1,126 @@
+//! News that a node passes on, a few times each.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::catalogue::Name;
+
+/// What is still to be told, to whom does not matter.
+#[derive(Debug, Default)]
+pub(super) struct Rumours {
+    /// How often each has been told.
+    told: BTreeMap<Name, u8>,
+    /// Names by how often they have been told, the newest last. Those whose count is another by now are stale.
+    queues: Vec<VecDeque<Name>>,
+}
+
+impl Rumours {
+    /// There is something new under this name.
+    pub(super) fn add(&mut self, name: Name) {
+        self.told.insert(name, 0);
+        self.queue(0).push_back(name);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.told.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.told.len()
+    }
+
+    /// Whether something has never been told.
+    pub(super) fn has_untold(&self) -> bool {
+        self.queues.first().is_some_and(|queue| !queue.is_empty())
+    }
+
+    /// Takes out up to `most` names, those told least and of these the newest first; with `untold_only` no others. Each
+    /// must be given back by [`Rumours::told`] or [`Rumours::put_back`], or is forgotten by [`Rumours::forget`].
+    pub(super) fn take(&mut self, most: usize, untold_only: bool) -> Vec<Name> {
+        let mut taken = Vec::new();
+        let queues = if untold_only { 1 } else { self.queues.len() };
+        for (count, queue) in self.queues.iter_mut().enumerate().take(queues) {
+            while taken.len() < most
+                && let Some(name) = queue.pop_back()
+            {
+                if self.told.get(&name).copied().map(usize::from) == Some(count) {
+                    taken.push(name);
+                }
+            }
+        }
+        taken
+    }
+
+    /// `name` has been told `times` more; it is forgotten when that makes `limit`.
+    pub(super) fn told(&mut self, name: Name, times: u8, limit: u8) {
+        let Some(told) = self.told.get_mut(&name) else { return };
+        *told = told.saturating_add(times);
+        let told = *told;
+        if told >= limit {
+            self.told.remove(&name);
+        } else {
+            self.queue(told).push_back(name);
+        }
+    }
+
+    /// `name` has not been told after all.
+    pub(super) fn put_back(&mut self, name: Name) {
+        if let Some(told) = self.told.get(&name).copied() {
+            self.queue(told).push_back(name);
+        }
+    }
+
+    /// There is nothing under this name any more.
+    pub(super) fn forget(&mut self, name: &Name) {
+        self.told.remove(name);
+    }
+
+    fn queue(&mut self, told: u8) -> &mut VecDeque<Name> {
+        let told = usize::from(told);
+        if self.queues.len() <= told {
+            self.queues.resize_with(told + 1, VecDeque::new);
+        }
+        &mut self.queues[told]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::catalogue::Kind;
+    use super::*;
+
+    fn name(byte: u8) -> Name {
+        Name { id: [byte; 16], kind: Kind(1) }
+    }
+
+    fn tell(rumours: &mut Rumours, most: usize, untold_only: bool) -> Vec<u8> {
+        let taken = rumours.take(most, untold_only);
+        taken.iter().for_each(|name| rumours.told(*name, 3, 6));
+        taken.iter().map(|name| name.id[0]).collect()
+    }
+
+    #[test]
+    fn the_untold_go_first_and_all_get_their_share() {
+        let mut rumours = Rumours::default();
+        (1..=4).for_each(|byte| rumours.add(name(byte)));
+        assert_eq!(tell(&mut rumours, 3, true), [4, 3, 2]);
+        assert!(rumours.has_untold());
+        rumours.add(name(9));
+        assert_eq!(tell(&mut rumours, 3, false), [9, 1, 2]);
+        rumours.add(name(4));
+        assert_eq!(tell(&mut rumours, 9, true), [4]);
+        assert_eq!(tell(&mut rumours, 9, false), [4, 1, 9, 3], "2 has been told often enough");
+        assert!(rumours.is_empty() && !rumours.has_untold());
+    }
+
+    #[test]
+    fn what_is_put_back_or_news_again_is_not_lost_and_what_is_gone_is() {
+        let mut rumours = Rumours::default();
+        (1..=3).for_each(|byte| rumours.add(name(byte)));
+        let taken = rumours.take(9, false);
+        rumours.put_back(taken[0]);
+        rumours.forget(&taken[1]);
+        rumours.told(taken[2], 3, 6);
+        rumours.add(taken[2]);
+        assert_eq!((rumours.len(), tell(&mut rumours, 9, false)), (2, vec![1, 3]));
+    }
+}
