@@ -7,17 +7,17 @@ use super::catalogue::Name;
 /// What is still to be told, to whom does not matter.
 #[derive(Debug, Default)]
 pub(super) struct Rumours {
-    /// How often each has been told.
-    told: BTreeMap<Name, u8>,
-    /// Names by how often they have been told, the newest last. Those whose count is another by now are stale.
-    queues: Vec<VecDeque<Name>>,
+    /// How often each has been told, and which of its places in the queues counts.
+    told: BTreeMap<Name, (u8, u64)>,
+    /// Names by how often they have been told, the newest last.
+    queues: Vec<VecDeque<(Name, u64)>>,
+    places: u64,
 }
 
 impl Rumours {
     /// There is something new under this name.
     pub(super) fn add(&mut self, name: Name) {
-        self.told.insert(name, 0);
-        self.queue(0).push_back(name);
+        self.queue(name, 0);
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -38,11 +38,11 @@ impl Rumours {
     pub(super) fn take(&mut self, most: usize, untold_only: bool) -> Vec<Name> {
         let mut taken = Vec::new();
         let queues = if untold_only { 1 } else { self.queues.len() };
-        for (count, queue) in self.queues.iter_mut().enumerate().take(queues) {
+        for queue in self.queues.iter_mut().take(queues) {
             while taken.len() < most
-                && let Some(name) = queue.pop_back()
+                && let Some((name, place)) = queue.pop_back()
             {
-                if self.told.get(&name).copied().map(usize::from) == Some(count) {
+                if self.told.get(&name).is_some_and(|(_, counts)| *counts == place) {
                     taken.push(name);
                 }
             }
@@ -52,20 +52,19 @@ impl Rumours {
 
     /// `name` has been told `times` more; it is forgotten when that makes `limit`.
     pub(super) fn told(&mut self, name: Name, times: u8, limit: u8) {
-        let Some(told) = self.told.get_mut(&name) else { return };
-        *told = told.saturating_add(times);
-        let told = *told;
+        let Some((told, _)) = self.told.get(&name) else { return };
+        let told = told.saturating_add(times);
         if told >= limit {
             self.told.remove(&name);
         } else {
-            self.queue(told).push_back(name);
+            self.queue(name, told);
         }
     }
 
     /// `name` has not been told after all.
     pub(super) fn put_back(&mut self, name: Name) {
-        if let Some(told) = self.told.get(&name).copied() {
-            self.queue(told).push_back(name);
+        if let Some((told, _)) = self.told.get(&name).copied() {
+            self.queue(name, told);
         }
     }
 
@@ -74,12 +73,14 @@ impl Rumours {
         self.told.remove(name);
     }
 
-    fn queue(&mut self, told: u8) -> &mut VecDeque<Name> {
-        let told = usize::from(told);
-        if self.queues.len() <= told {
-            self.queues.resize_with(told + 1, VecDeque::new);
+    fn queue(&mut self, name: Name, told: u8) {
+        let queue = usize::from(told);
+        if self.queues.len() <= queue {
+            self.queues.resize_with(queue + 1, VecDeque::new);
         }
-        &mut self.queues[told]
+        self.places += 1;
+        self.told.insert(name, (told, self.places));
+        self.queues[queue].push_back((name, self.places));
     }
 }
 
