@@ -421,6 +421,25 @@ fn five_thousand_nodes() {
     spread_and_crash(5_000, 100, 600, 2_300, 12_000);
 }
 
+/// One run may be lucky: sixty are not.
+#[test]
+fn a_crash_is_known_to_a_hundred_within_eight_seconds() {
+    let mut known = Vec::new();
+    for seed in 0..60 {
+        let mut net = Net::new(100, seed);
+        net.run(Duration::from_secs(15));
+        net.peers[7].alive = false;
+        let id = net.shared.ids[7];
+        known.push(net.until("a crash is known to all", Duration::from_secs(60), |net| {
+            net.peers.iter().filter(|peer| peer.alive).all(|peer| !peer.gossip.is_reachable(&id))
+        }));
+        assert_eq!(net.wronged, 0);
+    }
+    let [median, worst] = [50, 100].map(|share| percentile(known.clone(), share));
+    println!("a crash is known to 100 nodes after {median:?}, {worst:?} at worst of 60");
+    assert!(worst <= Duration::from_secs(8));
+}
+
 #[test]
 fn nobody_alive_is_called_unreachable_with_loss_and_stalls() {
     let mut net = Net::new(100, 3);

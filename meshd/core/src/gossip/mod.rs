@@ -91,7 +91,7 @@ const FANOUT: usize = 3;
 /// News is passed on this long after it came in, so that what comes together goes together.
 const SETTLE: Duration = Duration::from_millis(10);
 /// Pause before what was told is told to others.
-const REPEAT: Duration = Duration::from_millis(500);
+const REPEAT: Duration = Duration::from_millis(400);
 /// Payloads of news at a time, and the pause while there is more.
 const PAYLOADS: usize = 3;
 const BACKLOG: Duration = Duration::from_millis(15);
