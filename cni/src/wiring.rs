@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use mesh_core::api::{Attachment, AttachmentId, MacAddr};
+use mesh_core::api::{Attachment, AttachmentId, MacAddr, NetnsId};
 use mesh_sys::netns::{NetNs, NetNsError};
 use mesh_sys::rtnl::{
     AddrGenMode, AddressSpec, Blocking, Family, Link, LinkChange, Mac, Route, RouteFilter, RouteKind,
@@ -135,6 +135,12 @@ impl Container {
         }
         let rtnl = Blocking::open_in(&netns).map_err(|error| refused(&error))?;
         Ok(Self { netns, rtnl })
+    }
+
+    /// What tells the namespace from others.
+    pub(crate) fn netns_id(&self) -> NetnsId {
+        let id = self.netns.id();
+        NetnsId { dev: id.dev, ino: id.ino }
     }
 
     /// A device by name.

@@ -72,6 +72,21 @@ fn s041_s045_s046_s047_s048_s049_s051_s052_the_result_tells_what_the_kernel_has(
 }
 
 #[test]
+fn s095_the_daemon_is_told_which_namespace_it_is() {
+    let rig = Rig::new();
+    let (pod, other) = (rig.pod(), rig.pod());
+    rig.add(&pod);
+    rig.add(&other);
+    let told: Vec<_> = rig.daemon.requests().into_iter().map(|request| request.netns_id.unwrap()).collect();
+    let ids = [&pod, &other].map(|pod| pod.namespace.netns.id());
+    assert_eq!(told.iter().map(|id| (id.dev, id.ino)).collect::<Vec<_>>(), ids.map(|id| (id.dev, id.ino)));
+    assert_ne!(told[0], told[1]);
+    rig.del(&pod);
+    rig.del(&other);
+    rig.assert_clean();
+}
+
+#[test]
 fn s056_addresses_are_usable_at_once_and_neighbours_known() {
     let rig = Rig::new();
     let pod = rig.pod();

@@ -36,7 +36,8 @@ pub struct Settings {
     /// whose own address comes first founds the cluster if there is none. Without it, this host founds one.
     #[arg(long, value_name = "HOST[:PORT]", value_delimiter = ',')]
     pub join: Option<Vec<String>>,
-    /// IPv4 range of the pods, if this host founds the cluster [default: 10.32.0.0/12].
+    /// IPv4 range of the pods, if this host founds the cluster; no network of any host may overlap with it
+    /// [default: 10.32.0.0/12].
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     pub range: Option<Vec<String>>,
     /// Address at which other hosts reach this one, instead of those of its devices; may be given more than once.

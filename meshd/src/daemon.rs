@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use mesh_core::api::{AttachmentId, HEARTBEAT_FILE};
 use mesh_core::node::{self, Input, JoinSecret, LaneConfig, Node, Output, RequestId, Response, Seed};
 use mesh_core::time::Time;
@@ -23,7 +23,7 @@ use crate::dataplane;
 use crate::links::{LinkEvent, Links};
 use crate::session::{self, TlsIdentity};
 use crate::store::Store;
-use crate::{api, http};
+use crate::{api, http, remains};
 
 /// Inputs that may wait before their senders do.
 const QUEUE: usize = 4096;
@@ -33,6 +33,9 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Pause between two looks at seeds' names and at tombstones.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
+
+/// Pause between two looks at what is left of the attachments.
+const LOOK_FOR_REMAINS: Duration = Duration::from_secs(15);
 
 /// Longest password or key file.
 const MAX_SECRET_FILE: usize = 4096;
@@ -118,7 +121,7 @@ pub async fn run(config: Config) -> Result<()> {
 
     // Whoever was detached while we were away is gone before anyone can ask for an address.
     shell.bury(&mut node, clock());
-    let mut next = shell.drain(&mut node, &mut links, clock);
+    let mut next = shell.drain(&mut node, &mut links, clock)?;
 
     let heartbeat = Heartbeat::new(&config.control_socket);
     let config = Arc::new(config);
@@ -128,6 +131,8 @@ pub async fn run(config: Config) -> Result<()> {
     }
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
     housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut looks = tokio::time::interval(LOOK_FOR_REMAINS);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut stop = std::pin::pin!(stop_signal()?);
 
     loop {
@@ -166,8 +171,9 @@ pub async fn run(config: Config) -> Result<()> {
                     heartbeat.beat();
                 }
             }
+            _ = looks.tick() => look_for_remains(&node, inputs.clone(), clock()),
         }
-        next = shell.drain(&mut node, &mut links, clock);
+        next = shell.drain(&mut node, &mut links, clock)?;
     }
 }
 
@@ -191,12 +197,15 @@ impl Shell {
 
     /// Carries out what the node wants, in order. What is done at once comes back as further input before the
     /// loop goes on.
-    fn drain(&mut self, node: &mut Node, links: &mut Links, clock: impl Fn() -> Time) -> Time {
+    ///
+    /// # Errors
+    /// Why the node cannot work on this host.
+    fn drain(&mut self, node: &mut Node, links: &mut Links, clock: impl Fn() -> Time) -> Result<Time> {
         loop {
             let answer = match node.poll_output() {
                 Output::Timeout(next) => {
                     self.unlink_tombstones(node);
-                    return next;
+                    return Ok(next);
                 }
                 Output::Dial { target } => {
                     links.dial(target);
@@ -232,6 +241,7 @@ impl Shell {
                     }
                     None
                 }
+                Output::Refuse { reason } => bail!(reason),
             };
             if let Some(answer) = answer {
                 node.handle(answer, clock());
@@ -261,6 +271,24 @@ impl Shell {
             }
         }
     }
+}
+
+/// Has somebody look at what is left of the attachments, and tell the node.
+fn look_for_remains(node: &Node, inputs: mpsc::Sender<Input>, begun: Time) {
+    let wanted: Vec<(AttachmentId, PathBuf)> =
+        node.leases().map(|(id, lease)| (id.clone(), PathBuf::from(&lease.netns))).collect();
+    if wanted.is_empty() {
+        return;
+    }
+    tokio::spawn(async move {
+        match tokio::task::spawn_blocking(move || remains::look(wanted)).await {
+            Ok(Ok(remains)) => {
+                let _ = inputs.send(Input::Remains { begun, remains }).await;
+            }
+            Ok(Err(error)) => tracing::warn!("attachments cannot be looked at: {error:#}"),
+            Err(error) => tracing::error!(%error, "looking at attachments"),
+        }
+    });
 }
 
 /// Tells the CNI plugin that the daemon was able to serve a moment ago.

@@ -94,7 +94,7 @@ fn render(status: &Status) -> String {
     gauge(
         &mut registry,
         "addresses_free",
-        "IPv4 addresses this node can still lease",
+        "IPv4 addresses this node can lease now",
         status.addresses.as_ref().map_or(0, |addresses| addresses.free),
     );
     gauge(
@@ -106,7 +106,7 @@ fn render(status: &Status) -> String {
     gauge(
         &mut registry,
         "problems",
-        "Things in the kernel of this node that are not as they should be",
+        "Things on this node that are not as they should be",
         status.problems.len() as u64,
     );
     gauge(

@@ -10,5 +10,6 @@ pub mod daemon;
 pub mod dataplane;
 pub mod http;
 pub mod links;
+pub mod remains;
 pub mod session;
 pub mod store;

@@ -120,6 +120,7 @@ impl Add<'_> {
             netns: command.netns.clone(),
             network: command.conf.name.clone(),
             pod: command.pod.clone(),
+            netns_id: Some(self.container.netns_id()),
         };
         match self.daemon.attach(&request) {
             Ok(attachment) => {

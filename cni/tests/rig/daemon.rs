@@ -63,6 +63,7 @@ struct Inner {
     rtnl: Blocking,
     bridge: u32,
     leases: BTreeMap<AttachmentId, Attachment>,
+    requests: Vec<AttachRequest>,
     next: u8,
     faults: Vec<(Step, Fault, Times)>,
     stalled: bool,
@@ -98,8 +99,15 @@ impl Daemon {
         for gateway in [IpAddr::V4(GATEWAY4), IpAddr::V6(GATEWAY6)] {
             rtnl.add_address(bridge, AddressSpec::plain(IpNet::from(gateway))).unwrap();
         }
-        let inner =
-            Inner { rtnl, bridge, leases: BTreeMap::new(), next: 2, faults: Vec::new(), stalled: false };
+        let inner = Inner {
+            rtnl,
+            bridge,
+            leases: BTreeMap::new(),
+            requests: Vec::new(),
+            next: 2,
+            faults: Vec::new(),
+            stalled: false,
+        };
         let shared = Shared { inner: Arc::new(Mutex::new(inner)), stalled: Arc::new(Condvar::new()) };
         let mut daemon = Self { shared, socket, runtime: None };
         daemon.serve();
@@ -171,6 +179,11 @@ impl Daemon {
         self.shared.inner.lock().unwrap().leases.values().cloned().collect()
     }
 
+    /// All requests for a lease so far.
+    pub fn requests(&self) -> Vec<AttachRequest> {
+        self.shared.inner.lock().unwrap().requests.clone()
+    }
+
     pub fn gateways(&self) -> [IpAddr; 2] {
         [IpAddr::V4(GATEWAY4), IpAddr::V6(GATEWAY6)]
     }
@@ -184,6 +197,7 @@ impl Drop for Daemon {
 
 impl Inner {
     fn lease(&mut self, request: AttachRequest) -> Result<Attachment, ApiError> {
+        self.requests.push(request.clone());
         let host_ifname = request.id.host_ifname();
         let in_kernel = self.rtnl.link(&host_ifname).map_err(|error| internal(&error))?.is_some();
         if let Some(old) = self.leases.get_mut(&request.id) {

@@ -4,7 +4,8 @@
 //! The IPv6 address of a pod is the node's /96 prefix with the pod's IPv4 address in the lowest 32 bits, so
 //! one lease settles both. Addresses that end in 0 or 255 are left out: too much software takes them for
 //! network or broadcast addresses. A released address rests for [`QUARANTINE`], and the search goes on where
-//! it stopped, so that an address is not reused while someone still talks to its last owner.
+//! it stopped, so that an address is not reused while someone still talks to its last owner. That holds across a
+//! restart of the daemon, and of the host: what was leased when the host went down rests from its next start on.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -13,8 +14,9 @@ use std::time::Duration;
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::api::{AttachRequest, AttachmentId, AttachmentState, MacAddr, PodIdentity};
+use crate::api::{AttachRequest, AttachmentId, AttachmentState, MacAddr, NetnsId, PodIdentity};
 use crate::ranges::RangeSet;
+use crate::state::StoredLeases;
 use crate::time::Time;
 
 /// How long a released address rests.
@@ -33,6 +35,9 @@ pub struct Lease {
     pub network: String,
     /// The pod, when the runtime told.
     pub pod: Option<PodIdentity>,
+    /// Identity of the network namespace, when the plugin told.
+    #[serde(skip)]
+    pub netns_id: Option<NetnsId>,
 }
 
 impl Lease {
@@ -59,20 +64,89 @@ pub struct Leases {
 
 /// There is no free address in the node's ranges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("all {total} addresses of this node are in use; it asks the other members for more")]
+#[error(
+    "this node has no free IPv4 address: of its {total}, {leased} are leased, {resting} rest for up to {} s after their release, and {own} is its own",
+    QUARANTINE.as_secs()
+)]
 pub struct NoFreeAddress {
     /// Usable addresses of the node, free or not.
     pub total: u64,
+    /// Those that are leased.
+    pub leased: u64,
+    /// Those at rest after a release.
+    pub resting: u64,
+    /// Those that the node itself has: one at most.
+    pub own: u64,
+}
+
+/// How many of a node's usable IPv4 addresses are what; the last four add up to the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// All that pods or the node itself could have.
+    pub total: u64,
+    /// The node's own: one at most.
+    pub own: u64,
+    /// Leased.
+    pub leased: u64,
+    /// At rest after a release.
+    pub resting: u64,
+    /// Can be leased now.
+    pub free: u64,
 }
 
 impl Leases {
-    /// The leases as they were stored.
-    pub fn restore(leases: BTreeMap<AttachmentId, Lease>) -> Self {
-        let cursor = leases.values().map(|lease| lease.ipv4).max();
-        Self { leases, resting: BTreeMap::new(), cursor }
+    /// The leases as they were stored. No pod outlives the `boot` of the host in which it was attached: when
+    /// they are from another one, their addresses rest.
+    pub fn restore(stored: StoredLeases, boot: &str, now: Time) -> Self {
+        let StoredLeases { boot: stored_boot, leases, resting, namespaces } = stored;
+        let mut leases: BTreeMap<AttachmentId, Lease> = leases.into_iter().collect();
+        for (id, netns_id) in namespaces {
+            if let Some(lease) = leases.get_mut(&id) {
+                lease.netns_id = Some(netns_id);
+            }
+        }
+        let mut resting: BTreeMap<Ipv4Addr, Time> = resting
+            .into_iter()
+            .map(|(address, seconds)| {
+                // Never longer than at first, whatever the file says.
+                (address, now + Duration::from_secs(seconds.into()).min(QUARANTINE))
+            })
+            .collect();
+        let cursor = leases.values().map(|lease| lease.ipv4).chain(resting.keys().copied()).max();
+        if stored_boot != boot {
+            let gone = std::mem::take(&mut leases);
+            resting.extend(gone.into_values().map(|lease| (lease.ipv4, now + QUARANTINE)));
+        }
+        Self { leases, resting, cursor }
     }
 
-    /// The leases, to be stored.
+    /// The leases and what rests, to be stored. There is no clock that outlives the host: what is stored is how long
+    /// an address has still to rest, and that time begins anew with each restart.
+    pub fn stored(&self, boot: &str, now: Time) -> StoredLeases {
+        StoredLeases {
+            boot: boot.to_owned(),
+            leases: self.leases.iter().map(|(id, lease)| (id.clone(), lease.clone())).collect(),
+            resting: self
+                .resting
+                .iter()
+                .map(|(address, until)| (*address, until.since(now)))
+                .filter(|(_, left)| !left.is_zero())
+                .map(|(address, left)| (address, u32::try_from(left.as_secs() + 1).unwrap_or(u32::MAX)))
+                .collect(),
+            namespaces: self
+                .leases
+                .iter()
+                .filter_map(|(id, lease)| Some((id.clone(), lease.netns_id?)))
+                .collect(),
+        }
+    }
+
+    /// Ends the rest of those that have rested for long enough.
+    pub fn expire(&mut self, now: Time) {
+        self.resting.retain(|_, until| *until > now);
+    }
+
+    /// All leases.
     pub fn all(&self) -> &BTreeMap<AttachmentId, Lease> {
         &self.leases
     }
@@ -93,12 +167,12 @@ impl Leases {
         reserved: Ipv4Addr,
         now: Time,
     ) -> Result<&Lease, NoFreeAddress> {
-        self.resting.retain(|_, until| *until > now);
+        self.expire(now);
         let had =
             self.leases.get(&request.id).map(|lease| lease.ipv4).filter(|address| owned.contains(*address));
         let ipv4 = match had {
             Some(address) => address,
-            None => self.find(owned, reserved).ok_or(NoFreeAddress { total: usable(owned) })?,
+            None => self.find(owned, reserved).ok_or_else(|| self.none_free(owned, reserved))?,
         };
         self.cursor = Some(ipv4);
         let lease = Lease {
@@ -107,6 +181,7 @@ impl Leases {
             netns: request.netns.clone(),
             network: request.network.clone(),
             pod: request.pod.clone(),
+            netns_id: request.netns_id,
         };
         let entry = self.leases.entry(request.id.clone()).insert_entry(lease);
         Ok(entry.into_mut())
@@ -130,11 +205,31 @@ impl Leases {
         self.leases.insert(id, lease);
     }
 
-    /// Addresses of `owned` that could be leased, resting ones included.
-    pub fn free(&self, owned: &RangeSet, reserved: Ipv4Addr) -> u64 {
+    /// How many of the addresses of `owned` are what; `reserved` is the node's own.
+    pub fn usage(&self, owned: &RangeSet, reserved: Ipv4Addr) -> Usage {
+        let count = |addresses: &mut dyn Iterator<Item = Ipv4Addr>| {
+            addresses.filter(|address| owned.contains(*address)).count() as u64
+        };
+        let total = usable(owned);
         let own = u64::from(owned.contains(reserved) && !odd(reserved));
-        let leased = self.leases.values().filter(|lease| owned.contains(lease.ipv4)).count() as u64;
-        usable(owned).saturating_sub(own + leased)
+        let leased = count(&mut self.leases.values().map(|lease| lease.ipv4));
+        let resting = count(&mut self.resting.keys().copied());
+        Usage { total, own, leased, resting, free: total.saturating_sub(own + leased + resting) }
+    }
+
+    /// How long until the last of the addresses at rest can be leased again.
+    pub fn longest_rest(&self, now: Time) -> Duration {
+        self.resting.values().max().map(|until| until.since(now)).unwrap_or_default()
+    }
+
+    /// Addresses of `owned` that could be leased now.
+    pub fn free(&self, owned: &RangeSet, reserved: Ipv4Addr) -> u64 {
+        self.usage(owned, reserved).free
+    }
+
+    fn none_free(&self, owned: &RangeSet, reserved: Ipv4Addr) -> NoFreeAddress {
+        let Usage { total, own, leased, resting, free: _ } = self.usage(owned, reserved);
+        NoFreeAddress { total, leased, resting, own }
     }
 
     /// The blocks (prefixes of length `prefix`) in which an address is in use or resting.
@@ -192,6 +287,7 @@ mod tests {
             netns: "/run/netns/x".into(),
             network: "mesh".into(),
             pod: None,
+            netns_id: None,
         }
     }
 
@@ -209,7 +305,12 @@ mod tests {
             assert_eq!(leases.free(&owned, own), u64::from(253 - n));
             assert!(seen.insert(leases.lease(&request(n), &owned, own, Time::ZERO).unwrap().ipv4));
         }
-        assert_eq!(leases.lease(&request(999), &owned, own, Time::ZERO), Err(NoFreeAddress { total: 254 }));
+        let none = NoFreeAddress { total: 254, leased: 253, resting: 0, own: 1 };
+        assert_eq!(leases.lease(&request(999), &owned, own, Time::ZERO), Err(none));
+        assert_eq!(
+            none.to_string(),
+            "this node has no free IPv4 address: of its 254, 253 are leased, 0 rest for up to 60 s after their release, and 1 is its own"
+        );
         assert!(seen.iter().all(|address| owned.contains(*address) && !odd(*address)));
     }
 
@@ -235,6 +336,50 @@ mod tests {
         let first = leases.lease(&request(1), &owned, own, Time::ZERO).unwrap().ipv4;
         assert_eq!(leases.lease(&request(1), &owned, own, Time::ZERO).unwrap().ipv4, first);
         assert_eq!(leases.all().len(), 1);
+    }
+
+    #[test]
+    fn a_restart_ends_no_rest_and_makes_none_longer_than_it_was_at_first() {
+        let owned = owned(&["10.0.0.0/30"]);
+        let own = Ipv4Addr::new(10, 0, 0, 1);
+        let mut leases = Leases::default();
+        let first = leases.lease(&request(1), &owned, own, Time::ZERO).unwrap().ipv4;
+        leases.lease(&request(2), &owned, own, Time::ZERO).unwrap();
+        leases.release(&request(1).id, Time::ZERO).unwrap();
+        // Each restart begins a time of its own, and what was written last counts.
+        let third = QUARANTINE / 3;
+        for _ in 0..2 {
+            let stored = leases.stored("boot", Time::ZERO + third);
+            leases = Leases::restore(stored, "boot", Time::ZERO);
+            assert!(leases.lease(&request(3), &owned, own, Time::ZERO).is_err());
+        }
+        assert!(
+            leases.lease(&request(3), &owned, own, Time::ZERO + (third - Duration::from_secs(1))).is_err()
+        );
+        let done = Time::ZERO + third + Duration::from_secs(3);
+        assert_eq!(leases.lease(&request(3), &owned, own, done).unwrap().ipv4, first);
+        assert_eq!(leases.stored("boot", done).resting, []);
+        let liar =
+            StoredLeases { resting: vec![(first, u32::MAX)], boot: "boot".into(), ..Default::default() };
+        let mut leases = Leases::restore(liar, "boot", Time::ZERO);
+        leases.expire(Time::ZERO + QUARANTINE);
+        assert_eq!(leases.usage(&owned, own).resting, 0);
+    }
+
+    #[test]
+    fn what_was_leased_when_the_host_went_down_rests_at_its_next_start() {
+        let owned = owned(&["10.0.0.0/30"]);
+        let own = Ipv4Addr::new(10, 0, 0, 1);
+        let mut leases = Leases::default();
+        let first = leases.lease(&request(1), &owned, own, Time::ZERO).unwrap().ipv4;
+        let stored = leases.stored("boot 1", Time::ZERO);
+        let mut leases = Leases::restore(stored, "boot 2", Time::ZERO);
+        assert!(leases.all().is_empty(), "no pod outlives the host");
+        assert_ne!(leases.lease(&request(2), &owned, own, Time::ZERO).unwrap().ipv4, first);
+        assert!(leases.lease(&request(3), &owned, own, Time::ZERO).is_err());
+        let usage = Usage { total: 3, own: 1, leased: 1, resting: 1, free: 0 };
+        assert_eq!(leases.usage(&owned, own), usage);
+        assert_eq!(leases.lease(&request(3), &owned, own, Time::ZERO + QUARANTINE).unwrap().ipv4, first);
     }
 
     proptest! {

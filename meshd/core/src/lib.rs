@@ -17,6 +17,7 @@ pub mod host;
 pub mod leases;
 pub mod message;
 pub mod node;
+pub mod overlap;
 pub mod ranges;
 pub mod state;
 pub mod time;

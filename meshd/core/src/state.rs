@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::api::AttachmentId;
+use crate::api::{AttachmentId, NetnsId};
 use crate::leases::Lease;
 use crate::view::{Delta, View};
 
@@ -67,12 +67,19 @@ pub struct StoredNode {
 }
 
 /// The leases, and the boot of the host they are from.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// On disk, what later versions added comes after what earlier ones wrote: an earlier version reads as far as it
+/// knows, and a later one takes what is absent for empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct StoredLeases {
     /// Identifies the boot of the host: no pod outlives it.
     pub boot: String,
     /// The leases.
     pub leases: Vec<(AttachmentId, Lease)>,
+    /// Released addresses, and for how many seconds each has still to rest.
+    pub resting: Vec<(Ipv4Addr, u32)>,
+    /// Identities of the attachments' network namespaces, as far as they are known.
+    pub namespaces: Vec<(AttachmentId, NetnsId)>,
 }
 
 /// A pre-shared key agreed with another node.
@@ -135,7 +142,7 @@ impl Stored {
                     stored.view = Some(view);
                 }
                 StateFile::Node => stored.node = open(*file, bytes)?,
-                StateFile::Leases => stored.leases = open(*file, bytes)?,
+                StateFile::Leases => stored.leases = open_leases(bytes)?,
                 StateFile::Keys => {
                     let keys: Vec<DiskKey> = open(*file, bytes)?;
                     stored.keys = keys
@@ -172,9 +179,8 @@ pub fn encode_node(node: &StoredNode) -> Vec<u8> {
 }
 
 /// The contents of [`StateFile::Leases`].
-pub fn encode_leases(boot: &str, leases: &BTreeMap<AttachmentId, Lease>) -> Vec<u8> {
-    let leases = leases.iter().map(|(id, lease)| (id.clone(), lease.clone())).collect();
-    seal(StateFile::Leases, &StoredLeases { boot: boot.to_owned(), leases })
+pub fn encode_leases(leases: &StoredLeases) -> Vec<u8> {
+    seal(StateFile::Leases, leases)
 }
 
 /// The contents of [`StateFile::Keys`].
@@ -206,6 +212,19 @@ fn seal(file: StateFile, contents: &impl Serialize) -> Vec<u8> {
 }
 
 fn open<T: DeserializeOwned>(file: StateFile, bytes: &[u8]) -> Result<T, UnusableState> {
+    Ok(take(file, contents(file, bytes)?)?.0)
+}
+
+fn open_leases(bytes: &[u8]) -> Result<StoredLeases, UnusableState> {
+    let file = StateFile::Leases;
+    let ((boot, leases), added) = take(file, contents(file, bytes)?)?;
+    // The checksum has shown that nothing is cut off: what is not there was never written.
+    let (resting, namespaces) = if added.is_empty() { Default::default() } else { take(file, added)?.0 };
+    Ok(StoredLeases { boot, leases, resting, namespaces })
+}
+
+/// What is behind header and checksum.
+fn contents(file: StateFile, bytes: &[u8]) -> Result<&[u8], UnusableState> {
     let expected = header(file);
     let rest = bytes.strip_prefix(expected.as_bytes()).ok_or_else(|| UnusableState::Header {
         file: file.name(),
@@ -216,6 +235,78 @@ fn open<T: DeserializeOwned>(file: StateFile, bytes: &[u8]) -> Result<T, Unusabl
     if hash.strip_suffix(b"\n") != Some(hex::encode(Sha256::digest(contents)).as_bytes()) {
         return Err(damaged());
     }
-    postcard::from_bytes(contents)
+    Ok(contents)
+}
+
+/// Reads a value and returns what comes after it.
+fn take<T: DeserializeOwned>(file: StateFile, contents: &[u8]) -> Result<(T, &[u8]), UnusableState> {
+    postcard::take_from_bytes(contents)
         .map_err(|error| UnusableState::Contents { file: file.name(), problem: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{AttachmentState, PodIdentity};
+
+    /// What the first version wrote: a pod and a bare container, leased in boot `b`.
+    const FIRST_VERSION: &str = concat!(
+        "6861756265726b2d73746174652d31206c65617365732e73746174650a643063636464373532316561356237",
+        "6139326462306635613633303532356330316134336538633031303466396132646365656661316231616139",
+        "30313532610a016202016104657468300a200002010c2f72756e2f6e65746e732f32046d65736801026e7303",
+        "77656201750162046e6574310a200003000c2f72756e2f6e65746e732f33046d65736800",
+    );
+
+    fn decode(bytes: Vec<u8>) -> Result<StoredLeases, UnusableState> {
+        Ok(Stored::decode(&BTreeMap::from([(StateFile::Leases, bytes)]))?.leases)
+    }
+
+    fn leases() -> Vec<(AttachmentId, Lease)> {
+        let lease = |last, state, pod| Lease {
+            ipv4: Ipv4Addr::new(10, 32, 0, last),
+            state,
+            netns: format!("/run/netns/{last}"),
+            network: "mesh".into(),
+            pod,
+            netns_id: None,
+        };
+        let pod = PodIdentity { namespace: "ns".into(), name: "web".into(), uid: "u".into() };
+        vec![
+            (AttachmentId::new("a", "eth0").unwrap(), lease(2, AttachmentState::Active, Some(pod))),
+            (AttachmentId::new("b", "net1").unwrap(), lease(3, AttachmentState::Leased, None)),
+        ]
+    }
+
+    #[test]
+    fn leases_of_the_first_version_are_read() {
+        let expected = StoredLeases { boot: "b".into(), leases: leases(), ..StoredLeases::default() };
+        assert_eq!(decode(hex::decode(FIRST_VERSION).unwrap()), Ok(expected));
+    }
+
+    #[test]
+    fn the_first_version_reads_todays_leases_as_far_as_it_knows() {
+        let bytes = encode_leases(&today());
+        // As the first version read: two fields, whatever follows.
+        let (boot, read): (String, Vec<(AttachmentId, Lease)>) = open(StateFile::Leases, &bytes).unwrap();
+        assert_eq!((boot, read), ("b".into(), leases()));
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_and_damage_is_refused() {
+        let bytes = encode_leases(&today());
+        assert_eq!(decode(bytes.clone()), Ok(today()));
+        for cut in 1..bytes.len() {
+            let error = decode(bytes[..cut].to_vec()).unwrap_err().to_string();
+            assert!(error.contains("leases.state"), "{error}");
+        }
+    }
+
+    fn today() -> StoredLeases {
+        StoredLeases {
+            boot: "b".into(),
+            leases: leases(),
+            resting: vec![(Ipv4Addr::new(10, 32, 0, 9), 60)],
+            namespaces: vec![(leases()[0].0.clone(), NetnsId { dev: 4, ino: 4_026_532_000 })],
+        }
+    }
 }

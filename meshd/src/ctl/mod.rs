@@ -4,6 +4,7 @@
 //! 4 `status` only: the node is not a member yet, or something is not as it should be.
 
 mod client;
+mod ipam;
 mod status;
 
 use std::io::Write as _;
@@ -60,6 +61,8 @@ enum Verb {
 enum Part {
     /// The other members: sessions, tunnels, traffic
     Peers,
+    /// Who owns which addresses, what is free here, and what would free more
+    Ipam,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -113,8 +116,12 @@ fn show_status(socket: &std::path::Path, part: Option<Part>, output: Format) -> 
         (Format::Json, Some(Part::Peers)) => serde_json::to_string_pretty(
             &serde_json::json!({ "schema_version": status.schema_version, "peers": status.peers }),
         )?,
+        (Format::Json, Some(Part::Ipam)) => serde_json::to_string_pretty(
+            &serde_json::json!({ "schema_version": status.schema_version, "ipam": status.ipam }),
+        )?,
         (Format::Table, None) => status::overview(&status),
         (Format::Table, Some(Part::Peers)) => status::peers(&status),
+        (Format::Table, Some(Part::Ipam)) => ipam::table(&status),
     };
     print(text.trim_end())?;
     let well = status.membership == Membership::Member && status.problems.is_empty();

@@ -103,7 +103,7 @@ fn row(peer: &PeerStatus) -> [String; 9] {
     ]
 }
 
-fn short(id: &str) -> &str {
+pub(super) fn short(id: &str) -> &str {
     id.get(..8).unwrap_or(id)
 }
 

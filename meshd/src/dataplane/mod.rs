@@ -90,6 +90,10 @@ const FULL: Duration = Duration::from_secs(30);
 /// How often the tunnels are asked about their peers.
 const TUNNELS: Duration = Duration::from_secs(2);
 
+/// Reading what the host is like may take long where others keep many routes: pauses between two reads are this
+/// many times as long as the last one took.
+const FACTS_SHARE: u32 = 20;
+
 /// First pause before what failed is tried again; it doubles up to [`FULL`].
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 
@@ -120,6 +124,7 @@ pub async fn run(options: Options, desired: Desired, inputs: mpsc::Sender<Input>
         inputs: inputs.clone(),
         names: names.clone(),
         facts: None,
+        facts_rest: Instant::now(),
         devices: BTreeSet::new(),
         round_at: None,
         facts_at: None,
@@ -196,6 +201,8 @@ struct Reconciler {
     names: BTreeSet<String>,
     /// As told last.
     facts: Option<HostFacts>,
+    /// Until then the facts are not read again.
+    facts_rest: Instant,
     /// Indices of our devices.
     devices: BTreeSet<u32>,
     /// When a round is due because something changed.
@@ -385,9 +392,16 @@ impl Reconciler {
 
     /// Tells the node what the host is like, if that is new.
     async fn report_facts(&mut self) -> anyhow::Result<Result<(), Gone>> {
+        let started = Instant::now();
+        if started < self.facts_rest {
+            self.facts_at.get_or_insert(self.facts_rest);
+            return Ok(Ok(()));
+        }
         self.facts_at = None;
         let desired = self.desired.borrow().as_ref().map(|(_, state)| Arc::clone(state));
-        let facts = match self.on_plane(move |plane| plane.facts(desired.as_deref())).await? {
+        let read = self.on_plane(move |plane| plane.facts(desired.as_deref())).await?;
+        self.facts_rest = Instant::now() + started.elapsed() * FACTS_SHARE;
+        let facts = match read {
             Ok(facts) => facts,
             Err(error) => {
                 tracing::warn!(error = format!("{error:#}"), "the host's addresses cannot be read");

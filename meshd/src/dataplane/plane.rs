@@ -389,7 +389,7 @@ fn known_peers(state: &HostState) -> BTreeSet<(String, mesh_keys::WgPublic)> {
 }
 
 /// `meshwg` and a number.
-fn is_lane(name: &str) -> bool {
+pub(super) fn is_lane(name: &str) -> bool {
     let number = name.strip_prefix(LANE_PREFIX).unwrap_or_default();
     !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
 }

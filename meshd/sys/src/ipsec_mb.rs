@@ -4,7 +4,8 @@
 //! assembly in `ring`, on others more than that, so it is used only there. It is looked for when the program runs:
 //! nothing is needed to build, and nothing is lost where it is missing.
 //!
-//! What is declared here of `IMB_JOB` is the same in every release from 1.1 to 2.0.2; other releases are refused.
+//! What is declared here of `IMB_JOB` is the same in every release from 1.1 to 2.0.2, and the names of the files promise
+//! that for the rest of 1.x and 2.x. Release 3.0 changes it; it and those before 1.1 are refused.
 
 use std::ffi::{c_int, c_void};
 use std::ptr::{self, NonNull};

@@ -6,6 +6,7 @@ use mesh_core::host::{ROUTE_PROTOCOL, diff};
 use mesh_core::node::Input;
 use mesh_sys::nft::{Table, TableFamily, TableOptions, Transaction};
 use mesh_sys::rtnl::{BridgePortChange, FdbEntry, Mac};
+use meshd::dataplane::Plane;
 
 use crate::node::{Node, Ns, wait};
 
@@ -27,6 +28,44 @@ fn a_state_is_reached_seen_and_then_left_alone() {
     assert_eq!(diff(&node.observe(&mut again, &desired), &desired), []);
     node.reach(&mut again, &desired);
     assert_eq!(node.nft().generation().unwrap(), generation);
+}
+
+#[test]
+fn networks_that_the_host_has_without_us_are_told_and_ours_are_not() {
+    let node = Node::new();
+    let (mut plane, desired) = (node.plane(), node.desired(true));
+    let facts = |plane: &mut Plane| node.host.netns.run(|| plane.facts(Some(&desired)).unwrap()).unwrap();
+    let before = facts(&mut plane);
+    assert_eq!(before.closed, []);
+    node.reach(&mut plane, &desired);
+    let after = facts(&mut plane);
+    assert_eq!(after.prefixes, before.prefixes, "bridge, ports, routes and addresses are ours");
+    assert_eq!(after.closed, ["10.32.0.0/12", "fd32::/48"].map(|range| range.parse().unwrap()));
+    for command in [
+        "ip route add 10.0.0.0/8 via 192.0.2.2",
+        "ip route add 10.99.0.0/16 dev eth0 table 99",
+        "ip route add 10.98.0.0/16 nexthop via 192.0.2.2 nexthop via 192.0.2.3",
+        "ip -6 route add fd77::/16 via 2001:db8::2",
+        "ip -6 route add blackhole fd78::/16",
+        "ip addr add 10.97.1.5/24 dev eth0",
+    ] {
+        node.host.sh(command);
+    }
+    let told: Vec<String> = facts(&mut plane).prefixes.iter().map(ToString::to_string).collect();
+    for wanted in [
+        "address 192.0.2.1/24 of device eth0",
+        "address 2001:db8::1/64 of device eth0",
+        "route 0.0.0.0/0 via 192.0.2.2 dev eth0",
+        "route 10.0.0.0/8 via 192.0.2.2 dev eth0",
+        "route 10.99.0.0/16 dev eth0",
+        "route 10.98.0.0/16 with several next hops",
+        "route fd77::/16 via 2001:db8::2 dev eth0",
+        "route fd78::/16 that is unreachable, a blackhole or prohibited",
+        "address 10.97.1.5/24 of device eth0",
+        "route 10.97.1.0/24 dev eth0",
+    ] {
+        assert!(told.iter().any(|told| told == wanted), "{wanted}: {told:#?}");
+    }
 }
 
 /// Makes something different from what is wanted.

@@ -135,13 +135,26 @@ pub struct AttachRequest {
     /// What is attached.
     #[serde(flatten)]
     pub id: AttachmentId,
-    /// Path of the container's network namespace, as the runtime gave it; informative.
+    /// Path of the container's network namespace, as the runtime gave it. The daemon looks there when the host's
+    /// end of an attachment has gone without a word.
     pub netns: String,
     /// Name of the CNI network.
     pub network: String,
     /// The pod, when the runtime told.
     #[serde(default)]
     pub pod: Option<PodIdentity>,
+    /// Which namespace the path led to; tells it from a later one at the same path. Older plugins do not say.
+    #[serde(default)]
+    pub netns_id: Option<NetnsId>,
+}
+
+/// Tells network namespaces apart while they exist: device and inode number of the namespace's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct NetnsId {
+    /// Device number of nsfs.
+    pub dev: u64,
+    /// Inode number, the figure that `readlink /proc/self/ns/net` shows.
+    pub ino: u64,
 }
 
 /// How far an attachment has come.

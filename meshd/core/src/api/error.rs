@@ -29,7 +29,8 @@ pub enum ErrorCode {
     NotFound,
     /// The object exists already and differs from what was asked. HTTP 409.
     Conflict,
-    /// The node has no free address. Nothing was changed. HTTP 507.
+    /// The node has no free address. Nothing was changed. The message says how many it has, which members may
+    /// have free ones, and what would help. HTTP 507.
     Exhausted,
     /// The node is not in a cluster yet, or has no addresses yet; try again later. HTTP 503.
     NotReady,

@@ -22,12 +22,12 @@ mod status;
 
 pub use attach::{
     AttachRequest, Attachment, AttachmentId, AttachmentState, GcReport, GcRequest, InvalidAttachmentId,
-    MacAddr, ParseMacError, PodIdentity, Tombstone,
+    MacAddr, NetnsId, ParseMacError, PodIdentity, Tombstone,
 };
 pub use error::{ApiError, ErrorCode};
 pub use status::{
-    AddressStatus, Backend, ClusterStatus, LaneStatus, Membership, NodeStatus, PeerStatus, SessionStatus,
-    Status, TunnelStatus,
+    AddressStatus, Backend, ClusterStatus, ConflictStatus, IpamStatus, LaneStatus, Membership, NodeStatus,
+    OwnerStatus, PeerStatus, SessionStatus, Status, TunnelStatus, UsageStatus,
 };
 
 /// Where the control socket of the daemon is, unless configured otherwise.

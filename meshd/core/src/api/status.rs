@@ -26,8 +26,11 @@ pub struct Status {
     pub peers: Vec<PeerStatus>,
     /// Number of attachments: leased and active together.
     pub attachments: usize,
-    /// What keeps the kernel from being as it should, in sentences; empty when all is well.
+    /// What keeps the node from working as it should, in sentences; empty when all is well.
     pub problems: Vec<String>,
+    /// Who owns which addresses, once the node is in a cluster. Older daemons do not say.
+    #[serde(default)]
+    pub ipam: Option<IpamStatus>,
 }
 
 /// This node.
@@ -84,8 +87,73 @@ pub struct AddressStatus {
     pub owned_ipv6: Ipv6Net,
     /// Leased IPv4 addresses.
     pub leased: u64,
-    /// IPv4 addresses that can still be leased.
+    /// IPv4 addresses that can be leased now.
     pub free: u64,
+}
+
+/// Who owns which addresses of the cluster, and what this node does with its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IpamStatus {
+    /// The cluster's IPv4 range.
+    pub ipv4: Ipv4Net,
+    /// The cluster's IPv6 range.
+    pub ipv6: Ipv6Net,
+    /// Length of the prefix of a block: the least that one node hands to another.
+    pub block_prefix: u8,
+    /// Every node that owns addresses; those with the most IPv4 addresses first. Every IPv4 address of the range
+    /// has one owner.
+    pub owners: Vec<OwnerStatus>,
+    /// The addresses of this node.
+    pub usage: UsageStatus,
+    /// What would give this node more addresses, in a sentence; only when it is short of them.
+    pub shortage: Option<String>,
+    /// Ranges that one owner granted twice.
+    pub conflicts: Vec<ConflictStatus>,
+}
+
+/// A node that owns addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnerStatus {
+    /// Node id, 32 hexadecimal digits.
+    pub id: String,
+    /// Label, when the node has said one; two nodes may have the same.
+    pub name: Option<String>,
+    /// Whether it is this node.
+    pub this_node: bool,
+    /// Its IPv4 ranges, as few prefixes as possible.
+    pub ipv4: Vec<Ipv4Net>,
+    /// Number of addresses in them.
+    pub ipv4_addresses: u64,
+    /// Its IPv6 prefix, which follows from its key, when the node has said it.
+    pub ipv6: Option<Ipv6Net>,
+}
+
+/// How many of this node's IPv4 addresses are what: `own`, `leased`, `resting` and `free` add up to `usable`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsageStatus {
+    /// All that pods or the node can have: those that it owns without the ones that end in .0 and .255.
+    pub usable: u64,
+    /// The node's own: one, once it has an address.
+    pub own: u64,
+    /// Leased to attachments.
+    pub leased: u64,
+    /// At rest after a release.
+    pub resting: u64,
+    /// Seconds until the last of those at rest can be leased again.
+    pub resting_seconds: u64,
+    /// Can be leased now.
+    pub free: u64,
+}
+
+/// One owner granted the same range twice. Every member settles it alike: one of the two grants counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConflictStatus {
+    /// Node id of the owner that did.
+    pub granter: String,
+    /// The range.
+    pub range: Ipv4Net,
+    /// Node id of the node that does not get it.
+    pub loser: String,
 }
 
 /// Who carries the tunnel.

@@ -19,7 +19,7 @@ use crate::time::Time;
 use crate::view::Delta;
 
 /// With fewer free addresses than this the node asks others for more.
-const LOW_WATER: u64 = 16;
+pub(super) const LOW_WATER: u64 = 16;
 
 /// Pause between two requests for addresses.
 const ASK_EVERY: Duration = Duration::from_secs(2);
@@ -155,8 +155,12 @@ impl Node {
                 "this node's state is older than what it said before (a copied or restored disk): remove its state directory and let it join anew".to_owned(),
             ));
         }
+        if let Some(overlap) = self.kept_out() {
+            return Err(not_ready(format!("nothing is set up on this host: {overlap}")));
+        }
         let Some(address) = self.stored.mesh_ipv4 else {
-            return Err(not_ready("this node owns no addresses yet; it asks the other members".to_owned()));
+            let help = self.what_helps(view);
+            return Err(not_ready(format!("this node owns no IPv4 addresses yet; {help}")));
         };
         if self.applied == 0 || self.desired.bridge.is_none() {
             return Err(not_ready("the node's devices are not set up yet".to_owned()));
@@ -184,10 +188,15 @@ impl Node {
             );
             return self.reply(id, Err(error));
         }
+        self.vanishing.remove(&request.id);
         let owned = self.owned();
         match self.leases.lease(&request, &owned, reserved, self.now) {
             Ok(_) => self.persist(&[StateFile::Leases], Pending::Leased { request: id, id: request.id }),
-            Err(error) => self.reply(id, Err(ApiError::new(ErrorCode::Exhausted, error.to_string()))),
+            Err(error) => {
+                let error = self.exhausted(error);
+                tracing::warn!(attachment = %request.id, "{error}");
+                self.reply(id, Err(error));
+            }
         }
     }
 
@@ -207,6 +216,7 @@ impl Node {
             let error = ApiError::new(ErrorCode::NotFound, format!("{id} has no lease; attach it first"));
             return self.reply(request, Err(error));
         }
+        self.vanishing.remove(&id);
         // On disk before it is in the kernel: a daemon that starts anew must not take the port for a leftover.
         self.persist(&[StateFile::Leases], Pending::Activated { request, id });
     }
@@ -290,7 +300,7 @@ impl Node {
         self.leases.get(id).is_some()
     }
 
-    fn release_all(&mut self, request: Option<RequestId>, ids: &[AttachmentId], gc: bool) {
+    pub(super) fn release_all(&mut self, request: Option<RequestId>, ids: &[AttachmentId], gc: bool) {
         let now = self.now;
         let released: Vec<(AttachmentId, Lease)> =
             ids.iter().filter_map(|id| Some((id.clone(), self.leases.release(id, now)?))).collect();

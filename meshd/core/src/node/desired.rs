@@ -43,6 +43,9 @@ impl Node {
     /// write, which is at most [`MAX_FLUSH_PAUSE`] away.
     pub(super) fn recompute_desired(&mut self) -> u64 {
         let (Some(view), Some(host)) = (&self.view, &self.host) else { return self.revision };
+        if self.kept_out().is_some() {
+            return self.revision;
+        }
         let desired = self.desired_state(view, host);
         if self.revision > 0 && *self.desired == desired {
             return self.revision;

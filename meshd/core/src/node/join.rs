@@ -76,7 +76,7 @@ pub(super) enum Sponsoring {
 
 impl Node {
     pub(super) fn advance_join(&mut self) {
-        if self.view.is_some() || self.join.storing {
+        if self.view.is_some() || self.join.storing || self.refused {
             return;
         }
         if self.may_found() {
@@ -103,6 +103,9 @@ impl Node {
 
     /// What the node waits for, in a sentence.
     pub(super) fn waiting_for(&self) -> String {
+        if self.host.is_none() {
+            return "the kernel to tell the addresses and routes of this host".to_owned();
+        }
         if self.join.storing {
             return "the disk: the cluster is being written".to_owned();
         }
@@ -148,6 +151,10 @@ impl Node {
     }
 
     fn may_found(&self) -> bool {
+        // Its range must be free on this host.
+        if self.host.is_none() {
+            return false;
+        }
         if self.config.seeds.is_empty() {
             return true;
         }
@@ -175,6 +182,9 @@ impl Node {
         fields.block_prefix = self.config.block_prefix;
         match Genesis::new(fields) {
             Ok(genesis) => {
+                if let Some(reason) = self.founding_overlap(&genesis) {
+                    return self.refuse_host(reason);
+                }
                 tracing::info!(cluster = %genesis.id().short(), name = genesis.name(), ipv4 = %genesis.ipv4_range(), ipv6 = %genesis.ipv6_range(), "founding a cluster");
                 self.store_membership(View::new(genesis), None);
             }
@@ -201,6 +211,7 @@ impl Node {
         self.join.storing = false;
         self.join.current = None;
         self.view = Some(view);
+        self.check_overlap();
         self.assign_address();
         self.refresh_record();
         let others: Vec<SessionId> = self

@@ -14,19 +14,22 @@ mod attach;
 mod desired;
 mod dial;
 mod gossip;
+mod ipam;
 mod join;
+mod overlap;
 mod psk;
 mod sessions;
 mod status;
 #[cfg(test)]
 mod tests;
+mod vanished;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use mesh_keys::join::JoinKey;
 use mesh_keys::password::{Password, PasswordRecord};
 use mesh_keys::{Identity, IdentityKey, NodeId, SessionSecrets, WgPublic};
@@ -37,9 +40,12 @@ use zeroize::Zeroizing;
 use crate::api::{ApiError, AttachRequest, Attachment, AttachmentId, GcReport, GcRequest, Status};
 use crate::host::HostState;
 use crate::leases::Leases;
+use crate::overlap::HostPrefix;
 use crate::state::{self, StateFile, Stored, StoredNode};
 use crate::time::Time;
 use crate::view::View;
+
+pub use vanished::{GONE_FOR, NetnsLook, Remains};
 
 /// What the operator decided.
 #[derive(Debug)]
@@ -127,6 +133,10 @@ pub struct HostFacts {
     pub bridge_netfilter: bool,
     /// Devices that take IPv6 configuration from router advertisements, and would stop when forwarding is on.
     pub router_advertisements: Vec<String>,
+    /// Networks that the host has without the mesh, in order.
+    pub prefixes: Vec<HostPrefix>,
+    /// Ranges that a route of ours ends already: those of a mesh that is in force on this host.
+    pub closed: Vec<IpNet>,
 }
 
 /// What WireGuard tells of a peer.
@@ -214,6 +224,13 @@ pub enum Input {
     Request(RequestId, Request),
     /// Attachments that were deleted while the daemon was away.
     Tombstones(Vec<AttachmentId>),
+    /// What is left of attachments; of those that are not named, nothing is known.
+    Remains {
+        /// When the look began.
+        begun: Time,
+        /// What was seen.
+        remains: BTreeMap<AttachmentId, Remains>,
+    },
 }
 
 /// Something in the kernel is not as it should be.
@@ -307,6 +324,11 @@ pub enum Output {
     },
     /// Answer a request.
     Reply(RequestId, Result<Response, ApiError>),
+    /// The node cannot work on this host: the process ends and tells why. Nothing was set up.
+    Refuse {
+        /// A sentence that names what is in the way and what to change.
+        reason: String,
+    },
     /// All is done. Come back at this moment at the latest.
     Timeout(Time),
 }
@@ -330,6 +352,14 @@ pub struct Node {
     leases: Leases,
     /// The disk or a copy of it was put back: others have heard later things from this node.
     outdated: bool,
+    /// Since when it is known that nothing is left of these attachments; so it was at every look since.
+    vanishing: BTreeMap<AttachmentId, Time>,
+    /// What of the host overlaps with the cluster's ranges, in a sentence.
+    overlap: Option<String>,
+    /// It was a member when it started.
+    was_member: bool,
+    /// It cannot work on this host.
+    refused: bool,
 
     sessions: BTreeMap<SessionId, sessions::Session>,
     dialer: dial::Dialer,
@@ -381,11 +411,9 @@ impl Node {
     /// durable. `seed` is random.
     pub fn new(config: Config, identity: Identity, stored: Stored, seed: [u8; 32], now: Time) -> Self {
         let me = identity.public();
-        let leases = if stored.leases.boot == config.boot {
-            Leases::restore(stored.leases.leases.into_iter().collect())
-        } else {
-            Leases::default()
-        };
+        let known = !stored.leases.leases.is_empty() || !stored.leases.resting.is_empty();
+        let other_boot = known && stored.leases.boot != config.boot;
+        let leases = Leases::restore(stored.leases, &config.boot, now);
         let mut node = Self {
             id: me.node_id(),
             me,
@@ -394,11 +422,15 @@ impl Node {
             started: now,
             now,
             host: None,
+            was_member: stored.view.is_some(),
             view: stored.view,
             stored: stored.node,
             version: 0,
             leases,
             outdated: false,
+            vanishing: BTreeMap::new(),
+            overlap: None,
+            refused: false,
             sessions: BTreeMap::new(),
             dialer: dial::Dialer::default(),
             join: join::Join::default(),
@@ -408,7 +440,8 @@ impl Node {
             addresses_asked: None,
             pending: BTreeMap::new(),
             tickets: 0,
-            dirty: BTreeSet::new(),
+            // How long the addresses of the last boot have to rest is known from now on.
+            dirty: if other_boot { BTreeSet::from([StateFile::Leases]) } else { BTreeSet::new() },
             flushed: now,
             next_flush: now,
             desired: Arc::new(HostState::default()),
@@ -428,15 +461,10 @@ impl Node {
     /// Takes one input.
     pub fn handle(&mut self, input: Input, now: Time) {
         self.now = now.max(self.now);
+        self.leases.expire(self.now);
         match input {
             Input::Tick => {}
-            Input::Host(facts) => {
-                if self.host.as_ref() != Some(&facts) {
-                    self.host = Some(facts);
-                    self.dialer.reset_backoff();
-                    self.refresh_record();
-                }
-            }
+            Input::Host(facts) => self.on_host(facts),
             Input::Seeds(seeds) => self.config.seeds = seeds,
             Input::SessionOpened { session, peer, dialled, remote, secrets } => {
                 self.on_session_opened(session, peer, dialled, remote, secrets);
@@ -450,6 +478,7 @@ impl Node {
             Input::Tunnels(tunnels) => self.tunnels = tunnels,
             Input::Request(id, request) => self.on_request(id, request),
             Input::Tombstones(ids) => self.on_tombstones(&ids),
+            Input::Remains { begun, remains } => self.on_remains(&remains, begun),
         }
         self.advance();
     }
@@ -530,7 +559,7 @@ impl Node {
         match file {
             StateFile::Cluster => self.view.as_ref().map(state::encode_cluster),
             StateFile::Node => Some(state::encode_node(&self.stored)),
-            StateFile::Leases => Some(state::encode_leases(&self.config.boot, self.leases.all())),
+            StateFile::Leases => Some(state::encode_leases(&self.leases.stored(&self.config.boot, self.now))),
             StateFile::Keys => Some(state::encode_keys(
                 &self.pairs.iter().filter_map(|(id, pair)| Some((*id, pair.stored()?))).collect(),
             )),
@@ -580,6 +609,7 @@ impl Node {
                 self.dirty.insert(StateFile::Cluster);
                 self.dirty.insert(StateFile::Keys);
                 self.dirty.insert(StateFile::Node);
+                self.dirty.insert(StateFile::Leases);
                 self.retry_flush_later();
             }
             Some(Pending::Member { sponsor, .. }) => self.join_failed(sponsor, error),

@@ -31,6 +31,8 @@ impl Node {
                 )
             }));
         }
+        problems.extend(self.overlap.clone());
+        problems.extend(self.exhaustion_problem());
         Status {
             schema_version: SCHEMA_VERSION,
             version: self.config.software.clone(),
@@ -56,6 +58,7 @@ impl Node {
             peers: self.peer_status(),
             attachments: self.leases.all().len(),
             problems,
+            ipam: self.ipam_status(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Whole clusters of nodes in one thread: virtual time, a network that loses sessions and can be cut, disks
 //! that keep what was written, kernels that do what is asked.
 
+mod addresses;
 mod scenarios;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -16,8 +17,11 @@ use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
 
 use super::*;
-use crate::api::{AttachmentState, Backend};
+use crate::api::{AttachmentState, Backend, NetnsId};
 use crate::host::{HostState, Route, diff};
+
+/// Identity of every pod's network namespace.
+pub(super) const NETNS: NetnsId = NetnsId { dev: 4, ino: 4_026_532_000 };
 
 /// One-way delay of the simulated network.
 const DELAY: Duration = Duration::from_millis(5);
@@ -34,6 +38,10 @@ pub(super) struct Host {
     next: Time,
     pub(super) disk_full: bool,
     pub(super) wrote: usize,
+    /// Networks that the host has without the mesh.
+    pub(super) prefixes: Vec<HostPrefix>,
+    /// Why the daemon ended by itself.
+    pub(super) refused: Option<String>,
 }
 
 #[derive(Clone)]
@@ -60,6 +68,10 @@ pub(super) struct Sim {
     sessions: BTreeMap<(usize, SessionId), (usize, SessionId)>,
     next_session: u64,
     next_request: u64,
+    /// Range of a cluster that is founded.
+    pub(super) range: Ipv4Net,
+    /// Identifies the boot of the hosts.
+    pub(super) boot: &'static str,
     pub(super) cut: BTreeSet<(usize, usize)>,
 }
 
@@ -78,6 +90,8 @@ impl Sim {
             sessions: BTreeMap::new(),
             next_session: 0,
             next_request: 0,
+            range: GenesisFields::default_ipv4_range(),
+            boot: "boot",
             cut: BTreeSet::new(),
         }
     }
@@ -96,6 +110,8 @@ impl Sim {
             next: Time::ZERO,
             disk_full: false,
             wrote: 0,
+            prefixes: Vec::new(),
+            refused: None,
         };
         self.hosts.push(host);
         self.hosts.len() - 1
@@ -117,11 +133,25 @@ impl Sim {
         let host = &mut self.hosts[at];
         host.disk.insert(StateFile::Node, state::encode_node(&node.stored));
         host.node = Some(node);
-        self.input(at, Input::Host(Self::facts(at)));
+        self.look(at);
     }
 
-    fn facts(at: usize) -> HostFacts {
-        HostFacts { addresses: vec![address(at).ip()], underlay_mtu: Some(1500), ..HostFacts::default() }
+    /// The shell tells what the host is like.
+    pub(super) fn look(&mut self, at: usize) {
+        let facts = self.facts(at);
+        self.input(at, Input::Host(facts));
+    }
+
+    fn facts(&self, at: usize) -> HostFacts {
+        let host = &self.hosts[at];
+        let ends = host.kernel.routes.iter().filter(|(_, route)| **route == Route::Unreachable);
+        HostFacts {
+            addresses: vec![address(at).ip()],
+            underlay_mtu: Some(1500),
+            prefixes: host.prefixes.clone(),
+            closed: ends.map(|(range, _)| *range).collect(),
+            ..HostFacts::default()
+        }
     }
 
     /// What the host's disk makes of it.
@@ -132,7 +162,7 @@ impl Sim {
         let config = Config {
             name: format!("host{at}"),
             cluster_name: "sim".into(),
-            ipv4_range: GenesisFields::default_ipv4_range(),
+            ipv4_range: self.range,
             block_prefix: 24,
             secret,
             seeds: host
@@ -150,7 +180,7 @@ impl Sim {
             }],
             mtu: None,
             software: "sim".into(),
-            boot: "boot".into(),
+            boot: self.boot.into(),
             backend: (Backend::Userspace, "simulated".into()),
         };
         Node::new(config, host.identity.clone(), stored, seed, self.now)
@@ -160,7 +190,7 @@ impl Sim {
     fn check_crash(&self, at: usize) {
         let secret = JoinSecret::Key(JoinKey::from_secret(Secret32::from_bytes([0; 32])));
         let mut reborn = self.boot(at, secret, [0; 32]);
-        reborn.handle(Input::Host(Self::facts(at)), self.now);
+        reborn.handle(Input::Host(self.facts(at)), self.now);
         let state = std::iter::from_fn(|| Some(reborn.poll_output()))
             .take_while(|output| !matches!(output, Output::Timeout(_)))
             .find_map(|output| if let Output::Desired { state, .. } = output { Some(state) } else { None })
@@ -282,6 +312,10 @@ impl Sim {
                         self.check_crash(at);
                     }
                     self.schedule(Duration::from_millis(2), Event::Applied { to: at, revision });
+                }
+                Output::Refuse { reason } => {
+                    self.hosts[at].refused = Some(reason);
+                    return self.kill(at);
                 }
                 Output::Reply(id, answer) => {
                     self.hosts[at].replies.insert(id, answer);
@@ -454,8 +488,13 @@ impl Sim {
     /// Attaches a pod as the plugin does.
     pub(super) fn attach(&mut self, at: usize, name: &str) -> Result<crate::api::Attachment, ApiError> {
         let id = AttachmentId::new(name, "eth0").unwrap();
-        let request =
-            AttachRequest { id: id.clone(), netns: "/run/netns/x".into(), network: "mesh".into(), pod: None };
+        let request = AttachRequest {
+            id: id.clone(),
+            netns: "/run/netns/x".into(),
+            network: "mesh".into(),
+            pod: None,
+            netns_id: Some(NETNS),
+        };
         let lease = self.request(at, Request::Attach(request));
         match self.answer(at, lease) {
             Ok(Response::Attachment(attachment)) => assert_eq!(attachment.state, AttachmentState::Leased),

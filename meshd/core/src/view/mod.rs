@@ -5,7 +5,7 @@
 //!
 //! * **admissions** grow only; one counts if a chain of sponsors leads to the founder ([`Admissions`]);
 //! * **grants** grow only; they form a tree of address ranges rooted in the genesis ([`Ledger`]);
-//! * **records**: of each node the one with the highest (generation, version, bytes) ([`NodeRecord`]).
+//! * **records**: of each node the one with the highest (generation, version, body id) ([`NodeRecord`]).
 //!
 //! A [`View`] is *closed*: everything in it is justified by other things in it and by the genesis document.
 //! [`View::merge`] keeps it so: what a delta does not justify is left out, and comes again with the next
@@ -138,7 +138,8 @@ impl View {
         let claimed = signed.decode()?;
         let id = claimed.node.node_id();
         if let Some(entry) = self.records.get(&id)
-            && (entry.record.order(), &entry.signed) >= (claimed.order(), signed)
+            && (entry.record.order(), entry.signed.id(), &entry.signed)
+                >= (claimed.order(), signed.id(), signed)
         {
             return Ok(false);
         }
@@ -245,8 +246,7 @@ impl View {
             .filter(|(id, entry)| {
                 theirs.records.get(id).is_none_or(|(generation, version, body)| {
                     let ours = entry.record.order();
-                    ours > (*generation, *version)
-                        || (ours == (*generation, *version) && entry.signed.id() != *body)
+                    (ours, entry.signed.id()) > ((*generation, *version), *body)
                 })
             })
             .map(|(_, entry)| entry.signed.clone())
@@ -261,8 +261,7 @@ impl View {
             || !theirs.grants.is_subset(&ours.grants)
             || theirs.records.iter().any(|(id, (generation, version, body))| {
                 ours.records.get(id).is_none_or(|(our_generation, our_version, our_body)| {
-                    let order = (our_generation, our_version).cmp(&(generation, version));
-                    order.is_lt() || (order.is_eq() && our_body != body)
+                    (our_generation, our_version, our_body) < (generation, version, body)
                 })
             })
     }
