@@ -9,6 +9,7 @@
 //! | [`signed`] | a signed body kept byte for byte, so that fields of newer versions pass through |
 //! | [`cluster`] | the genesis document, the cluster id, the IPv6 ranges that follow from it |
 //! | [`admission`] | a member's statement that a node may take part |
+//! | [`removal`] | the statement that it may not any more |
 //! | [`join`] | the key file and its proofs |
 //! | [`password`] | the password mode: OPAQUE with Argon2id |
 //! | [`channel`] | what a control session must offer, and the secrets drawn from it |
@@ -38,6 +39,7 @@ mod hexbytes;
 pub mod identity;
 pub mod join;
 pub mod password;
+pub mod removal;
 mod replay;
 pub mod secret;
 pub mod signed;
@@ -49,6 +51,7 @@ pub use cluster::{ClusterId, Genesis, GenesisError, GenesisFields, JoinModes};
 pub use hexbytes::HexError;
 pub use identity::{BadSignature, Identity, IdentityKey, NodeId, Signature};
 pub use join::{JoinKey, JoinProof, WrongJoinKey};
+pub use removal::{Removal, RemovalError, SignedRemoval};
 pub use secret::Secret32;
 pub use signed::{BodyId, Signable, Signed, SignedError};
 pub use wireguard::{PairEnd, Psk, PskCheck, WgPublic, WgSecret, pair_psk, psk_check};

@@ -8,7 +8,7 @@
 use mesh_keys::armor::ArmorError;
 use mesh_keys::{
     Admission, ClusterId, Genesis, GenesisFields, Identity, IdentityKey, JoinKey, JoinMode, JoinModes,
-    NodeId, PairEnd, Secret32, SignedAdmission, WgSecret, pair_psk, psk_check,
+    NodeId, PairEnd, Secret32, SignedAdmission, SignedRemoval, WgSecret, pair_psk, psk_check,
 };
 
 fn identity(byte: u8) -> Identity {
@@ -130,6 +130,26 @@ fn admission() {
         issued_serial: 300,
     };
     assert_eq!(signed.check(&cluster).unwrap(), expected);
+}
+
+#[test]
+fn removal() {
+    let cluster: ClusterId = CLUSTER.parse().unwrap();
+    let keep = vec![identity(1).node_id(), identity(3).node_id()];
+    let (subject, heir) = (identity(2).public(), identity(3).public());
+    let signed = SignedRemoval::issue(cluster, subject, heir, keep, &identity(1)).unwrap();
+    let heir = "ed4928c628d1c2c6eae90338905995612959273a5c63f93636c14614ac8737d1";
+    let node_3 = "351f60af58eda92d8fbae6ae5de8da53";
+    assert_eq!(
+        hex::encode(signed.body()),
+        format!("{CLUSTER}{PUBLIC_2}{PUBLIC_1}{heir}02{node_3}{NODE_1}"),
+        "the nodes that stay are in ascending order"
+    );
+    let signature = "2d107718ead381cf79f9b886885c883ee64d39fe9b75e5c2f3353d1a25dcc359\
+574a9d7432c0e8ad994671e9807e8f5de6e19a1498ce60acec9b6d97b4a5540e";
+    assert_eq!(signed.signature().to_string(), signature);
+    assert_eq!(signed.id().to_string(), "3cfd409a3cd8ce8348c8c5199b5ef92f5a98a47b8cfcd04134b36f2326b9e95f");
+    assert!(signed.check(&cluster).is_ok());
 }
 
 #[test]

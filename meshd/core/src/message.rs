@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::view::{Delta, Digest, NodeRecord};
 
 /// Version of the protocol between nodes. Another version's frames are answered with [`RefusalCode::Version`].
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 
 /// One frame of a control session.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -74,7 +74,8 @@ pub enum Message {
     Welcome {
         /// The genesis document.
         genesis: Vec<u8>,
-        /// The sponsor's whole view, the joiner's admission and a first grant among it.
+        /// The sponsor's whole view, the joiner's admission and a first grant among it, but for what came before
+        /// as [`Message::WelcomePart`].
         view: Delta,
     },
     /// Fingerprint of the sender's view: answered with [`Message::Digest`] when the receiver's differs.
@@ -124,6 +125,11 @@ pub enum Message {
     PskCommit {
         /// As in the offer.
         epoch: u64,
+    },
+    /// A part of the view that the [`Message::Welcome`] after it completes: a long history takes several frames.
+    WelcomePart {
+        /// In the order of [`Delta::chunks`].
+        view: Delta,
     },
 }
 
@@ -195,6 +201,8 @@ pub enum RefusalCode {
     Busy,
     /// A message that does not belong there, or is malformed.
     Protocol,
+    /// The node was removed from the cluster.
+    Removed,
 }
 
 impl Message {
@@ -226,7 +234,7 @@ impl Message {
             | Self::JoinPasswordFinish { .. }
             | Self::JoinPasswordOk => "password proof",
             Self::JoinAsk => "join request",
-            Self::Welcome { .. } => "welcome",
+            Self::Welcome { .. } | Self::WelcomePart { .. } => "welcome",
             Self::Summary { .. } => "summary",
             Self::Digest { .. } => "digest",
             Self::Push { .. } => "push",

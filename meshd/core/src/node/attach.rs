@@ -31,10 +31,10 @@ impl Node {
     // The node's own ranges.
 
     pub(super) fn owned(&self) -> RangeSet {
-        self.view.as_ref().map(|view| view.grants().owned_by(&self.me)).unwrap_or_default()
+        self.view.as_ref().map(|view| view.usable(&self.me)).unwrap_or_default()
     }
 
-    /// What this node does not give away: blocks in use, and one to live in.
+    /// What this node does not give away: blocks in use, one to live in, and what it owns but may not use.
     pub(super) fn kept_addresses(&self) -> RangeSet {
         let Some(view) = &self.view else { return RangeSet::new() };
         let prefix = view.genesis().block_prefix();
@@ -43,6 +43,9 @@ impl Node {
         if let Some(net) = home.and_then(|address| Ipv4Net::new(address, prefix).ok()) {
             kept.insert(net.trunc());
         }
+        let mut frozen = view.grants().owned_by(&self.me);
+        frozen.subtract(&self.owned());
+        kept.union(&frozen);
         kept
     }
 
@@ -90,7 +93,7 @@ impl Node {
 
     fn runs_low(&self) -> bool {
         let reserved = self.stored.mesh_ipv4.unwrap_or(Ipv4Addr::UNSPECIFIED);
-        !self.outdated && self.leases.free(&self.owned(), reserved) < LOW_WATER
+        !self.outdated && !self.is_out() && self.leases.free(&self.owned(), reserved) < LOW_WATER
     }
 
     pub(super) fn addresses_deadline(&self) -> Option<Time> {
@@ -101,7 +104,7 @@ impl Node {
 
     pub(super) fn on_grant_ask(&mut self, peer: NodeId) {
         let kept = self.kept_addresses();
-        if self.outdated {
+        if self.outdated || self.is_out() {
             return;
         }
         let Some(view) = &mut self.view else { return };
@@ -133,11 +136,12 @@ impl Node {
             )),
             Request::Detach(attachment) => return self.release_all(Some(id), &[attachment], false),
             Request::Gc(request) => return self.on_gc(id, &request),
+            Request::Remove(node) => return self.on_remove(id, node),
         };
         self.reply(id, answer);
     }
 
-    fn reply(&mut self, id: RequestId, answer: Result<Response, ApiError>) {
+    pub(super) fn reply(&mut self, id: RequestId, answer: Result<Response, ApiError>) {
         self.emit(super::Output::Reply(id, answer));
     }
 
@@ -154,6 +158,9 @@ impl Node {
             return Err(not_ready(
                 "this node's state is older than what it said before (a copied or restored disk): remove its state directory and let it join anew".to_owned(),
             ));
+        }
+        if self.is_out() {
+            return Err(not_ready(super::removal::REMOVED.to_owned()));
         }
         if let Some(overlap) = self.kept_out() {
             return Err(not_ready(format!("nothing is set up on this host: {overlap}")));

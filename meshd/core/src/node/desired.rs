@@ -147,7 +147,9 @@ impl Node {
                 addresses: own.clone(),
                 peers: BTreeMap::new(),
             };
-            for (id, record) in view.records().filter(|(id, _)| **id != self.id) {
+            // Who is out has no peers: they do not know it any more.
+            let peers = view.records().filter(|(id, _)| **id != self.id && !self.is_out());
+            for (id, record) in peers {
                 let Some(theirs) = record.lanes.first().filter(|theirs| claims.get(&theirs.key) == Some(id))
                 else {
                     continue;

@@ -106,7 +106,8 @@ impl Dialer {
             | RefusalCode::WrongKey
             | RefusalCode::WrongPassword
             | RefusalCode::WrongMethod
-            | RefusalCode::Protocol => {
+            | RefusalCode::Protocol
+            | RefusalCode::Removed => {
                 self.outcome(target, SeedOutcome::Refused(reason), Some(REFUSED_PAUSE), now);
             }
         }
@@ -172,6 +173,9 @@ impl Node {
     }
 
     pub(super) fn advance_dialer(&mut self) {
+        if self.is_out() {
+            return;
+        }
         let now = self.now;
         let joining = self.view.is_none();
         for address in self.seed_addresses() {
@@ -223,6 +227,9 @@ impl Node {
     }
 
     pub(super) fn dial_deadline(&self) -> Option<Time> {
+        if self.is_out() {
+            return None;
+        }
         let seeds = self.seed_addresses().into_iter().filter_map(|address| {
             let state = self.dialer.seeds.get(&address)?;
             let connected = state.node.is_some_and(|node| self.session_with(&node).is_some());

@@ -19,7 +19,7 @@ use crate::view::{Delta, LaneInfo, NodeRecord};
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
 
 /// Items in one push.
-const PUSH_ITEMS: usize = 256;
+pub(super) const PUSH_ITEMS: usize = 256;
 
 /// When the next comparison is due.
 #[derive(Debug, Default)]
@@ -79,7 +79,8 @@ impl Node {
             | Message::JoinPasswordFinish { .. }
             | Message::JoinPasswordOk
             | Message::JoinAsk
-            | Message::Welcome { .. }) => {
+            | Message::Welcome { .. }
+            | Message::WelcomePart { .. }) => {
                 let reason = format!("a {} does not belong here", message.kind());
                 self.refuse(session, RefusalCode::Protocol, &reason);
             }
@@ -102,7 +103,10 @@ impl Node {
             }
         }
         self.report_conflicts();
+        // First to all, those who are out among them: that is how they hear of it.
         self.broadcast(new, from);
+        self.heed_removals(new);
+        self.settle_addresses();
     }
 
     /// Others hold a record of this node that it does not know of.
@@ -158,6 +162,9 @@ impl Node {
     /// Says anew what this node is, if that has changed.
     pub(super) fn refresh_record(&mut self) {
         let (Some(view), Some(host)) = (&self.view, &self.host) else { return };
+        if self.is_out() {
+            return;
+        }
         let cluster = view.cluster();
         let endpoints =
             if self.config.advertise.is_empty() { &host.addresses } else { &self.config.advertise };

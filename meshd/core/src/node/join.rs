@@ -15,6 +15,7 @@ use mesh_keys::{Genesis, GenesisFields, JoinMode, JoinModes, SignedAdmission};
 use zeroize::Zeroizing;
 
 use super::dial::SeedOutcome;
+use super::gossip::PUSH_ITEMS;
 use super::sessions::Phase;
 use super::{JoinSecret, Node, Output, Pending, SessionId};
 use crate::message::{Hello, Message, PROTOCOL, RefusalCode};
@@ -34,6 +35,9 @@ const TRIES_WINDOW: Duration = Duration::from_secs(60);
 /// Most blocks that a joining node gets at once.
 const FIRST_BLOCKS_MAX: u64 = 64;
 
+/// Most items of a view that a joining node takes: all that the sets of a view can hold.
+const WELCOME_ITEMS_MAX: usize = 1 << 20;
+
 /// The way into a cluster.
 #[derive(Debug, Default)]
 pub(super) struct Join {
@@ -46,6 +50,8 @@ pub(super) struct Join {
     /// Times of failed proofs of others.
     pub(super) tries: Vec<Time>,
     serial: u64,
+    /// The view of the member that welcomes us, as far as it has arrived.
+    parts: Delta,
 }
 
 /// How far joining through a session has come.
@@ -235,7 +241,7 @@ impl Node {
         let hello = Hello::Member {
             protocol: PROTOCOL,
             cluster: view.cluster(),
-            chain: view.admissions().chain(&self.me),
+            chain: self.own_chain(view),
             record: Box::new(record.clone()),
         };
         self.send(session, &Message::Hello(Box::new(hello)));
@@ -342,7 +348,21 @@ impl Node {
                 }
             }
             (Joining::PasswordFinished, Message::JoinPasswordOk) => self.ask(session),
-            (Joining::Asked, Message::Welcome { genesis, view }) => self.on_welcome(session, &genesis, &view),
+            (Joining::Asked, Message::WelcomePart { view }) => {
+                if self.join.parts.len() + view.len() > WELCOME_ITEMS_MAX {
+                    return self.refuse(
+                        session,
+                        RefusalCode::Protocol,
+                        "its view has more items than any cluster",
+                    );
+                }
+                self.join.parts.append(view);
+            }
+            (Joining::Asked, Message::Welcome { genesis, view }) => {
+                let mut all = std::mem::take(&mut self.join.parts);
+                all.append(view);
+                self.on_welcome(session, &genesis, &all);
+            }
             (_, message) => {
                 let reason = format!("a {} does not belong here", message.kind());
                 self.refuse(session, RefusalCode::Protocol, &reason);
@@ -352,6 +372,7 @@ impl Node {
 
     fn ask(&mut self, session: SessionId) {
         self.set_phase(session, Phase::Joining(Joining::Asked));
+        self.join.parts = Delta::default();
         // The member has proved itself; its welcome may be long.
         self.emit(Output::Trust { session });
         self.send(session, &Message::JoinAsk);
@@ -381,6 +402,8 @@ impl Node {
                 &format!("its welcome does not admit this node ({why})"),
             );
         }
+        let promises = view.promise_as_newcomer(&self.identity).into_iter().collect();
+        view.merge(&Delta { promises, ..Delta::default() });
         self.store_membership(view, Some(session));
     }
 
@@ -402,6 +425,13 @@ impl Node {
                 RefusalCode::Busy,
                 "this member's state is older than what it said before; it admits nobody",
             );
+        }
+        let peer = self.sessions.get(&session).map(|entry| entry.peer);
+        if let (Some(view), Some(peer)) = (&self.view, peer)
+            && view.admissions().was_admitted(&peer)
+            && !view.admissions().contains(&peer)
+        {
+            return self.refuse(session, RefusalCode::Removed, super::removal::REMOVED);
         }
         let name: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
         if let Some(entry) = self.sessions.get(&session) {
@@ -480,7 +510,7 @@ impl Node {
                 };
                 let Some(view) = &mut self.view else { return };
                 let merged =
-                    view.merge(&Delta { admissions: chain, grants: Vec::new(), records: vec![*record] });
+                    view.merge(&Delta { admissions: chain, records: vec![*record], ..Delta::default() });
                 if view.record(&joiner.node_id()).is_none() {
                     let why = merged.refused.into_iter().next().unwrap_or_default();
                     return self.refuse(
@@ -539,10 +569,15 @@ impl Node {
     /// The admission is on disk: the joiner may have it, and everyone else.
     pub(super) fn welcome(&mut self, session: SessionId, delta: Delta) {
         let Some(view) = &self.view else { return };
-        let message = Message::Welcome { genesis: view.genesis().encode(), view: view.to_delta() };
+        let genesis = view.genesis().encode();
+        let mut parts = view.to_delta().chunks(PUSH_ITEMS);
+        let last = parts.pop().unwrap_or_default();
         self.set_phase(session, Phase::Sponsoring(Sponsoring::Welcomed));
         self.emit(Output::Trust { session });
-        self.send(session, &message);
+        for view in parts {
+            self.send(session, &Message::WelcomePart { view });
+        }
+        self.send(session, &Message::Welcome { genesis, view: last });
         self.broadcast(&delta, Some(session));
     }
 

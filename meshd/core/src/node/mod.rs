@@ -18,6 +18,7 @@ mod ipam;
 mod join;
 mod overlap;
 mod psk;
+mod removal;
 mod sessions;
 mod status;
 #[cfg(test)]
@@ -264,6 +265,8 @@ pub enum Request {
     Detach(AttachmentId),
     /// `POST /v1/attachments/gc`
     Gc(GcRequest),
+    /// A member is removed for good, by the signature of this node: only where there are no admin keys.
+    Remove(NodeId),
 }
 
 /// The answer to a [`Request`].
@@ -396,8 +399,10 @@ enum Pending {
     Member { view: Box<View>, sponsor: Option<SessionId> },
     /// A joiner's admission and first range are on disk.
     Welcome { session: SessionId, delta: Box<crate::view::Delta> },
-    /// A range granted to a member is on disk.
+    /// A range granted to a member, a promise or a reclaim is on disk.
     Granted { delta: Box<crate::view::Delta> },
+    /// The removal of a member is on disk.
+    Removed { request: RequestId, delta: Box<crate::view::Delta> },
     /// A lease is on disk.
     Leased { request: RequestId, id: AttachmentId },
     /// An attachment is noted as active on disk.
@@ -594,6 +599,10 @@ impl Node {
             Some(Pending::Member { view, sponsor }) => self.become_member(*view, sponsor),
             Some(Pending::Welcome { session, delta }) => self.welcome(session, *delta),
             Some(Pending::Granted { delta }) => self.broadcast(&delta, None),
+            Some(Pending::Removed { request, delta }) => {
+                self.broadcast(&delta, None);
+                self.reply(request, Ok(Response::Done));
+            }
             Some(Pending::Leased { request, id }) => self.leased(request, &id),
             Some(Pending::Activated { request, id }) => self.activated(request, id),
             Some(Pending::Released { request, leases, gc }) => self.released(request, leases, gc),
@@ -611,6 +620,13 @@ impl Node {
                 self.dirty.insert(StateFile::Node);
                 self.dirty.insert(StateFile::Leases);
                 self.retry_flush_later();
+            }
+            Some(Pending::Removed { request, .. }) => {
+                self.dirty.insert(StateFile::Cluster);
+                self.retry_flush_later();
+                let message =
+                    format!("the removal holds here, but could not be written to disk yet: {error}");
+                self.reply(request, Err(ApiError::new(crate::api::ErrorCode::Internal, message)));
             }
             Some(Pending::Member { sponsor, .. }) => self.join_failed(sponsor, error),
             Some(Pending::Welcome { session, .. }) => {

@@ -3,19 +3,23 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use mesh_keys::{IdentityKey, NodeId, SessionSecrets};
+use mesh_keys::{IdentityKey, NodeId, SessionSecrets, SignedAdmission};
 
 use super::join::{Joining, Sponsoring};
 use super::{Node, Output, SessionId};
 use crate::message::{Hello, Message, PROTOCOL, Refusal, RefusalCode};
 use crate::time::Time;
-use crate::view::Delta;
+use crate::view::{Delta, View};
 
 /// A session must have led to something within this time.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(20);
 
 /// A session that another one has replaced is kept this long, for what is still on its way.
 const REPLACED_LIMIT: Duration = Duration::from_secs(5);
+
+/// Most admissions in a greeting, at about 170 bytes each: it has to fit a frame from an end that has not proved
+/// itself.
+const MAX_CHAIN: usize = 200;
 
 /// Most sessions at once with ends that have not proved to be members.
 const MAX_STRANGERS: usize = 256;
@@ -75,6 +79,9 @@ impl Node {
             }
             return self.close(session, "it is this node itself");
         }
+        if self.is_out() {
+            return self.close(session, "this node was removed from the cluster");
+        }
         let strangers = self.sessions.values().filter(|s| !matches!(s.phase, Phase::Member)).count();
         if dialled.is_none() && strangers > MAX_STRANGERS {
             return self.refuse(session, RefusalCode::Busy, "too many nodes are joining at once; try again");
@@ -90,11 +97,18 @@ impl Node {
             (Some(view), Some(record)) => Hello::Member {
                 protocol: PROTOCOL,
                 cluster: view.cluster(),
-                chain: view.admissions().chain(&self.me),
+                chain: self.own_chain(view),
                 record: Box::new(record.clone()),
             },
             _ => Hello::Joiner { protocol: PROTOCOL, name: self.config.name.clone() },
         }
+    }
+
+    /// The admissions that show this node to be a member, those nearest to it: in a cluster whose nodes were
+    /// replaced many times they are many, and a member knows the old ones.
+    pub(super) fn own_chain(&self, view: &View) -> Vec<SignedAdmission> {
+        let mut chain = view.admissions().chain(&self.me);
+        chain.split_off(chain.len().saturating_sub(MAX_CHAIN))
     }
 
     pub(super) fn on_frame(&mut self, session: SessionId, frame: &[u8]) {
@@ -161,8 +175,17 @@ impl Node {
                     tracing::warn!(%remote, peer = %peer.node_id().short(), "refused: {reason}");
                     return self.refuse(session, RefusalCode::OtherCluster, &reason);
                 }
-                let delta = Delta { admissions: chain, grants: Vec::new(), records: vec![*record] };
+                let delta = Delta { admissions: chain, records: vec![*record], ..Delta::default() };
                 let merged = view.merge(&delta);
+                if view.admissions().was_admitted(&peer) && !view.admissions().contains(&peer) {
+                    tracing::warn!(%remote, peer = %peer.node_id().short(), "refused: it was removed from this cluster");
+                    if !dialled {
+                        let hello = self.hello();
+                        self.send(session, &Message::Hello(Box::new(hello)));
+                    }
+                    self.prove_removal(session, &peer);
+                    return self.refuse(session, RefusalCode::Removed, super::removal::REMOVED);
+                }
                 if !view.admissions().contains(&peer) || view.record(&peer.node_id()).is_none() {
                     let why = merged.refused.into_iter().next().unwrap_or_default();
                     let reason = format!(

@@ -21,6 +21,7 @@ impl Node {
                 "this node's state is older than what it said before: a copied or restored disk".to_owned(),
             );
         }
+        problems.extend(self.removal_problems());
         if let Some(view) = &self.view {
             problems.extend(view.grants().conflicts().iter().map(|conflict| {
                 format!(

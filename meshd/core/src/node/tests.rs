@@ -2,6 +2,7 @@
 //! that keep what was written, kernels that do what is asked.
 
 mod addresses;
+mod removal;
 mod scenarios;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -19,6 +20,7 @@ use rand_core::{RngCore, SeedableRng};
 use super::*;
 use crate::api::{AttachmentState, Backend, NetnsId};
 use crate::host::{HostState, Route, diff};
+use crate::ranges::RangeSet;
 
 /// Identity of every pod's network namespace.
 pub(super) const NETNS: NetnsId = NetnsId { dev: 4, ino: 4_026_532_000 };
@@ -465,6 +467,9 @@ impl Sim {
                 }
             }
             let cluster = host.node.as_ref().and_then(Node::view).map(View::cluster);
+            if host.node.as_ref().is_some_and(Node::is_out) {
+                continue;
+            }
             let own = host.kernel.bridge.iter().flat_map(|bridge| bridge.addresses.iter().copied());
             let pods =
                 host.kernel.ports.values().flat_map(|port| [IpAddr::V4(port.ipv4), IpAddr::V6(port.ipv6)]);

@@ -1,24 +1,72 @@
-//! Who belongs to the cluster.
+//! Who belongs to the cluster: admissions let nodes in, removals put them out.
+//!
+//! Both sets only grow, and membership is a function of the two. Let `keep(k)` be the nodes that *all* removals
+//! of `k` keep, or everyone when there is none:
+//!
+//! ```text
+//! accepted(k) = k is the founder, or there is an admission of k by some s
+//!               with accepted(s) and k ∈ keep(s)
+//! member(k)   = accepted(k) and there is no removal of k
+//! ```
+//!
+//! A grow-only set has no order in which things happened, so "admitted before the removal" cannot be read from
+//! it. The removal says it instead: it names the nodes that its signer knows to be there by the subject's doing
+//! ([`Removal::keep`]). They stay; whatever else the subject has signed or will sign lets nobody in. With several
+//! removals of one node only those stay whom all of them keep. So a removal never brings anyone back, and what a
+//! node promised about addresses when it was put out can never be owed to it again. Its price: a node that a
+//! removed node had let in unknown to the remover is out, and joins anew under a new identity.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use mesh_keys::{AdmissionError, BodyId, ClusterId, IdentityKey, NodeId, SignedAdmission};
+use mesh_keys::{
+    AdmissionError, BodyId, ClusterId, Genesis, IdentityKey, NodeId, Removal, RemovalError, SignedAdmission,
+    SignedRemoval,
+};
 
-/// Most members of a cluster; bounds what a member that misbehaves can make others store.
+/// Most members of a cluster at a time.
 pub(super) const MAX_MEMBERS: usize = 16_384;
 
 /// Most admissions of one node: it may join anew at several members, but not without end.
 const MAX_PER_NODE: usize = 8;
 
-/// A grow-only set of admissions in which every sponsor is the founder or is admitted itself.
+/// Most admissions and most removals there ever were. They are kept for good, at about 200 bytes each; this
+/// bounds what a member that misbehaves can make others store, at six times what 20,000 replaced nodes take.
+const MAX_HISTORY: usize = 131_072;
+
+/// Grow-only sets of admissions and removals, and who is a member by them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admissions {
     cluster: ClusterId,
     founder: IdentityKey,
-    members: BTreeMap<IdentityKey, BTreeMap<BodyId, SignedAdmission>>,
-    /// Admission → (subject, sponsor).
-    sponsors: BTreeMap<BodyId, (IdentityKey, IdentityKey)>,
+    /// Empty in flat mode.
+    admin_keys: Vec<IdentityKey>,
+    admitted: BTreeMap<IdentityKey, BTreeMap<BodyId, SignedAdmission>>,
+    statements: BTreeMap<BodyId, Statement>,
+    /// Sponsor → its admissions, with their serials.
+    by_sponsor: BTreeMap<IdentityKey, BTreeSet<(u64, BodyId)>>,
     keys: BTreeMap<NodeId, IdentityKey>,
+    removals: BTreeMap<BodyId, (SignedRemoval, Removal)>,
+    removed: BTreeMap<IdentityKey, Removed>,
+    removed_ids: BTreeSet<NodeId>,
+    /// Nodes that some removal keeps and whose admission has not arrived.
+    awaited: BTreeSet<NodeId>,
+    /// What follows: see the module.
+    accepted: BTreeSet<IdentityKey>,
+    members: BTreeMap<NodeId, IdentityKey>,
+}
+
+/// What an admission says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Statement {
+    subject: IdentityKey,
+    sponsor: IdentityKey,
+}
+
+/// What the removals of one node say together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Removed {
+    removals: BTreeSet<BodyId>,
+    keep: BTreeSet<NodeId>,
 }
 
 /// Why an admission does not count (yet). The set is unchanged.
@@ -34,7 +82,9 @@ pub enum NotAdmitted {
         sponsor: NodeId,
     },
     /// The set is full.
-    #[error("the cluster has {MAX_MEMBERS} members already, or the node {MAX_PER_NODE} admissions")]
+    #[error(
+        "the cluster has {MAX_MEMBERS} members, the node {MAX_PER_NODE} admissions, or both sets {MAX_HISTORY} entries"
+    )]
     Full,
     /// Two identity keys have the same node id.
     #[error("node id {node} belongs to another identity key")]
@@ -44,108 +94,318 @@ pub enum NotAdmitted {
     },
 }
 
+/// Why a removal does not count (yet). The set is unchanged.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotRemoved {
+    /// It is malformed, for another cluster or not signed by its signer.
+    #[error(transparent)]
+    Invalid(#[from] RemovalError),
+    /// The cluster has admin keys, and none of them signed.
+    #[error("{} holds no admin key of this cluster", .signer.short())]
+    NotAdmin {
+        /// Who signed.
+        signer: NodeId,
+    },
+    /// Signer or subject was never a member, as far as known.
+    #[error("{} is not known to have been a member", .node.short())]
+    UnknownMember {
+        /// Which of the two.
+        node: NodeId,
+    },
+    /// The set is full.
+    #[error("there were {MAX_HISTORY} removals already")]
+    Full,
+}
+
 impl Admissions {
     /// The set that has the founder only.
-    pub fn new(cluster: ClusterId, founder: IdentityKey) -> Self {
-        let keys = BTreeMap::from([(founder.node_id(), founder)]);
-        Self { cluster, founder, members: BTreeMap::new(), sponsors: BTreeMap::new(), keys }
+    pub fn new(genesis: &Genesis) -> Self {
+        let founder = genesis.founder();
+        let mut admissions = Self {
+            cluster: genesis.id(),
+            founder,
+            admin_keys: genesis.admin_keys().to_vec(),
+            admitted: BTreeMap::new(),
+            statements: BTreeMap::new(),
+            by_sponsor: BTreeMap::new(),
+            keys: BTreeMap::from([(founder.node_id(), founder)]),
+            removals: BTreeMap::new(),
+            removed: BTreeMap::new(),
+            removed_ids: BTreeSet::new(),
+            awaited: BTreeSet::new(),
+            accepted: BTreeSet::new(),
+            members: BTreeMap::new(),
+        };
+        admissions.accept(founder);
+        admissions
     }
 
-    /// Adds one; `false` when it was there already.
+    /// Adds an admission; `false` when it was there already.
     ///
     /// # Errors
     /// [`NotAdmitted`]; the set is unchanged.
     pub fn insert(&mut self, signed: &SignedAdmission) -> Result<bool, NotAdmitted> {
         let id = signed.id();
-        if self.sponsors.contains_key(&id) {
+        if self.statements.contains_key(&id) {
             return Ok(false);
         }
         let admission = signed.check(&self.cluster)?;
-        if !self.contains(&admission.sponsor) {
+        if !self.was_admitted(&admission.sponsor) {
             return Err(NotAdmitted::UnknownSponsor { sponsor: admission.sponsor.node_id() });
         }
-        let node = admission.subject.node_id();
-        if self.keys.get(&node).is_some_and(|key| *key != admission.subject) {
+        let (subject, sponsor) = (admission.subject, admission.sponsor);
+        let node = subject.node_id();
+        if self.keys.get(&node).is_some_and(|key| *key != subject) {
             return Err(NotAdmitted::SameNodeId { node });
         }
-        let known = self.members.get(&admission.subject).map_or(0, BTreeMap::len);
-        if known >= MAX_PER_NODE || (known == 0 && self.keys.len() >= MAX_MEMBERS) {
+        let known = self.admitted.get(&subject).map_or(0, BTreeMap::len);
+        if known >= MAX_PER_NODE
+            || (known == 0 && self.members.len() >= MAX_MEMBERS)
+            || self.statements.len() >= MAX_HISTORY
+        {
             return Err(NotAdmitted::Full);
         }
-        self.keys.insert(node, admission.subject);
-        self.sponsors.insert(id, (admission.subject, admission.sponsor));
-        self.members.entry(admission.subject).or_default().insert(id, signed.clone());
+        self.keys.insert(node, subject);
+        self.awaited.remove(&node);
+        self.statements.insert(id, Statement { subject, sponsor });
+        self.by_sponsor.entry(sponsor).or_default().insert((admission.issued_serial, id));
+        self.admitted.entry(subject).or_default().insert(id, signed.clone());
+        if self.accepted.contains(&sponsor) && self.vouches(&sponsor, &subject) {
+            self.accept(subject);
+        }
         Ok(true)
+    }
+
+    /// Adds a removal; `false` when it was there already.
+    ///
+    /// In flat mode its signer may be any node that was ever let in, even one that was removed since: two members
+    /// that remove each other without knowing of it are both out, in whatever order others hear of it.
+    ///
+    /// # Errors
+    /// [`NotRemoved`]; the set is unchanged.
+    pub fn remove(&mut self, signed: &SignedRemoval) -> Result<bool, NotRemoved> {
+        let id = signed.id();
+        if self.removals.contains_key(&id) {
+            return Ok(false);
+        }
+        let removal = signed.check(&self.cluster)?;
+        if self.admin_keys.is_empty() {
+            if let Some(key) = [removal.signer, removal.subject].iter().find(|key| !self.was_admitted(key)) {
+                return Err(NotRemoved::UnknownMember { node: key.node_id() });
+            }
+        } else if !self.admin_keys.contains(&removal.signer) {
+            return Err(NotRemoved::NotAdmin { signer: removal.signer.node_id() });
+        }
+        if self.removals.len() >= MAX_HISTORY {
+            return Err(NotRemoved::Full);
+        }
+        let subject = removal.subject;
+        self.awaited.extend(removal.keep.iter().filter(|id| !self.keys.contains_key(*id)));
+        let keep: BTreeSet<NodeId> = removal.keep.iter().copied().collect();
+        self.removed
+            .entry(subject)
+            .and_modify(|removed| {
+                removed.removals.insert(id);
+                removed.keep.retain(|node| keep.contains(node));
+            })
+            .or_insert_with(|| Removed { removals: BTreeSet::from([id]), keep: keep.clone() });
+        self.removals.insert(id, (signed.clone(), removal));
+        self.removed_ids.insert(subject.node_id());
+        if self.accepted.contains(&subject) {
+            self.members.remove(&subject.node_id());
+        }
+        let someone_lost = self
+            .sponsored(&subject)
+            .any(|child| self.accepted.contains(&child.subject) && !self.vouches(&subject, &child.subject));
+        if someone_lost {
+            self.accepted.clear();
+            self.members.clear();
+            self.accept(self.founder);
+        }
+        Ok(true)
+    }
+
+    /// Takes a node in, and those who are there by it.
+    fn accept(&mut self, key: IdentityKey) {
+        let mut queue = vec![key];
+        while let Some(key) = queue.pop() {
+            if !self.accepted.insert(key) {
+                continue;
+            }
+            if !self.removed.contains_key(&key) {
+                self.members.insert(key.node_id(), key);
+            }
+            let vouched: Vec<IdentityKey> = self
+                .sponsored(&key)
+                .map(|child| child.subject)
+                .filter(|child| self.vouches(&key, child))
+                .collect();
+            queue.extend(vouched);
+        }
+    }
+
+    fn sponsored(&self, sponsor: &IdentityKey) -> impl Iterator<Item = &Statement> {
+        let ids = self.by_sponsor.get(sponsor).into_iter().flatten();
+        ids.filter_map(|(_, id)| self.statements.get(id))
+    }
+
+    /// Whether the removals of `sponsor`, if any, keep `subject`.
+    fn vouches(&self, sponsor: &IdentityKey, subject: &IdentityKey) -> bool {
+        self.removed.get(sponsor).is_none_or(|removed| removed.keep.contains(&subject.node_id()))
     }
 
     /// Whether `key` belongs to the cluster.
     pub fn contains(&self, key: &IdentityKey) -> bool {
-        *key == self.founder || self.members.contains_key(key)
+        self.accepted.contains(key) && !self.removed.contains_key(key)
+    }
+
+    /// Whether a chain of sponsors leads from `key` to the founder, removed or not.
+    pub fn was_admitted(&self, key: &IdentityKey) -> bool {
+        *key == self.founder || self.admitted.contains_key(key)
+    }
+
+    /// Whether there is a removal of `key`.
+    pub fn is_removed(&self, key: &IdentityKey) -> bool {
+        self.removed.contains_key(key)
+    }
+
+    /// The same by node id.
+    pub fn is_removed_id(&self, node: &NodeId) -> bool {
+        self.removed_ids.contains(node)
     }
 
     /// The identity key of a member.
     pub fn key_of(&self, node: &NodeId) -> Option<IdentityKey> {
+        self.members.get(node).copied()
+    }
+
+    /// The identity key of a node that was ever let in, member or not.
+    pub fn known_key(&self, node: &NodeId) -> Option<IdentityKey> {
         self.keys.get(node).copied()
     }
 
-    /// All members, the founder among them.
+    /// All members.
     pub fn members(&self) -> impl Iterator<Item = (&NodeId, &IdentityKey)> {
-        self.keys.iter()
+        self.members.iter()
     }
 
-    /// The admissions that show `key` to be a member, founder's end first; empty for the founder and for
+    /// All nodes that were removed.
+    pub fn removed(&self) -> impl Iterator<Item = &IdentityKey> {
+        self.removed.keys()
+    }
+
+    /// The names of the removals of `key`.
+    pub fn removals_of(&self, key: &IdentityKey) -> BTreeSet<BodyId> {
+        self.removed.get(key).map(|removed| removed.removals.clone()).unwrap_or_default()
+    }
+
+    /// What a removal says.
+    pub fn removal(&self, id: &BodyId) -> Option<&Removal> {
+        self.removals.get(id).map(|(_, removal)| removal)
+    }
+
+    /// Nodes that a removal keeps and whose admission has not arrived: members that are not known yet.
+    pub fn awaited(&self) -> &BTreeSet<NodeId> {
+        &self.awaited
+    }
+
+    /// The highest serial among the admissions by `sponsor`.
+    pub fn highest_serial(&self, sponsor: &IdentityKey) -> u64 {
+        self.by_sponsor.get(sponsor).and_then(BTreeSet::last).map_or(0, |(serial, _)| *serial)
+    }
+
+    /// How many admissions by `sponsor` there are up to `serial`.
+    pub fn count_up_to(&self, sponsor: &IdentityKey, serial: u64) -> u64 {
+        let Some(all) = self.by_sponsor.get(sponsor) else { return 0 };
+        let later = all.iter().rev().take_while(|(other, _)| *other > serial).count();
+        (all.len() - later) as u64
+    }
+
+    /// Whom a removal of `subject` must keep so that nobody else is put out by it: those let in by it who are
+    /// members, or through whom others are.
+    pub fn dependants(&self, subject: &IdentityKey) -> Vec<NodeId> {
+        let mut barren = BTreeSet::from([*subject]);
+        let children: BTreeSet<IdentityKey> = self.sponsored(subject).map(|child| child.subject).collect();
+        let kept = children
+            .into_iter()
+            .filter(|child| self.vouches(subject, child) && self.leads_to_member(*child, &mut barren));
+        kept.map(|child| child.node_id()).collect()
+    }
+
+    /// Whether `key` or someone who is there by it is a member, but for those in `barren`; it grows by those of
+    /// whom it turns out that they are not.
+    fn leads_to_member(&self, key: IdentityKey, barren: &mut BTreeSet<IdentityKey>) -> bool {
+        let mut seen = BTreeSet::new();
+        let mut queue = vec![key];
+        while let Some(key) = queue.pop() {
+            if barren.contains(&key) || !seen.insert(key) {
+                continue;
+            }
+            if self.contains(&key) {
+                return true;
+            }
+            let children = self.sponsored(&key).map(|child| child.subject);
+            queue.extend(children.filter(|child| self.vouches(&key, child)));
+        }
+        barren.append(&mut seen);
+        false
+    }
+
+    /// The admissions that lead from `key` up to the founder, founder's end first; empty for the founder and for
     /// strangers.
     pub fn chain(&self, key: &IdentityKey) -> Vec<SignedAdmission> {
-        let mut chain = Vec::new();
         let mut wanted = BTreeSet::from([*key]);
-        // Insertion guarantees that sponsors were members before: walking up ends at the founder.
+        // Insertion guarantees that sponsors were admitted before: walking up ends at the founder.
         let mut queue = vec![*key];
         while let Some(subject) = queue.pop() {
-            let Some(admissions) = self.members.get(&subject) else { continue };
-            for (id, signed) in admissions {
-                chain.push(signed.clone());
-                if let Some((_, sponsor)) = self.sponsors.get(id)
-                    && wanted.insert(*sponsor)
+            for id in self.admitted.get(&subject).into_iter().flat_map(BTreeMap::keys) {
+                if let Some(statement) = self.statements.get(id)
+                    && wanted.insert(statement.sponsor)
                 {
-                    queue.push(*sponsor);
+                    queue.push(statement.sponsor);
                 }
             }
         }
-        self.sort(chain)
+        self.outwards(|subject| wanted.contains(subject))
     }
 
-    /// All of them, sponsors before those they admitted.
+    /// All admissions, sponsors before those they admitted.
     pub fn in_order(&self) -> Vec<SignedAdmission> {
-        self.sort(self.members.values().flat_map(|of| of.values().cloned()).collect())
+        self.outwards(|_| true)
     }
 
-    /// Their names.
+    /// All removals.
+    pub fn removals(&self) -> impl Iterator<Item = &SignedRemoval> {
+        self.removals.values().map(|(signed, _)| signed)
+    }
+
+    /// The names of the admissions.
     pub fn ids(&self) -> BTreeSet<BodyId> {
-        self.sponsors.keys().copied().collect()
+        self.statements.keys().copied().collect()
     }
 
-    /// Brings sponsors before those they admitted, without looking at the order of arrival: rounds outwards
-    /// from the founder.
-    fn sort(&self, items: Vec<SignedAdmission>) -> Vec<SignedAdmission> {
-        let mut sorted = Vec::with_capacity(items.len());
+    /// The names of the removals.
+    pub fn removal_ids(&self) -> BTreeSet<BodyId> {
+        self.removals.keys().copied().collect()
+    }
+
+    /// The admissions of the nodes that `wanted` picks, outwards from the founder, whatever the order of arrival.
+    fn outwards(&self, wanted: impl Fn(&IdentityKey) -> bool) -> Vec<SignedAdmission> {
+        let mut sorted = Vec::new();
         let mut reached = BTreeSet::from([self.founder]);
-        let mut waiting: Vec<(IdentityKey, IdentityKey, SignedAdmission)> = items
-            .into_iter()
-            .filter_map(|item| {
-                self.sponsors.get(&item.id()).map(|(subject, sponsor)| (*subject, *sponsor, item))
-            })
-            .collect();
-        while !waiting.is_empty() {
-            let (ready, rest): (Vec<_>, Vec<_>) =
-                waiting.into_iter().partition(|(_, sponsor, _)| reached.contains(sponsor));
-            if ready.is_empty() {
-                break;
+        let mut queue = VecDeque::from([self.founder]);
+        while let Some(sponsor) = queue.pop_front() {
+            for (_, id) in self.by_sponsor.get(&sponsor).into_iter().flatten() {
+                let Some(statement) = self.statements.get(id) else { continue };
+                let subject = statement.subject;
+                if !wanted(&subject) {
+                    continue;
+                }
+                sorted.extend(self.admitted.get(&subject).and_then(|of| of.get(id)).cloned());
+                if reached.insert(subject) {
+                    queue.push_back(subject);
+                }
             }
-            for (subject, _, item) in ready {
-                reached.insert(subject);
-                sorted.push(item);
-            }
-            waiting = rest;
         }
         sorted
     }

@@ -2,19 +2,26 @@
 //!
 //! A *grant* hands a range from its owner to another node, and is signed by that owner. It names the grant by
 //! which the owner came to the range, so grants form a tree whose root is the genesis document (the founder
-//! owns the whole range). Let `eff(g)` be what a grant `g` conveys and `own(g)` what its receiver still has of
-//! it:
+//! owns the whole range). A *reclaim* ends the era of a removed node: it names the statements of that node that
+//! go on counting, and hands what the node has left to the member that signs it ([`super::reclaim`] says when).
+//!
+//! Let `line(k)` be k, then who reclaimed what k had, then who reclaimed what that one had, and so on; let a
+//! statement *count* if its signer was not reclaimed, or the reclaim names it. Let `eff(g)` be what a grant `g`
+//! conveys and `own(g)` what is left of it with the holder, the last of `line(receiver of g)`:
 //!
 //! ```text
 //! eff(root) = range of the genesis
-//! eff(g)    = g.range ∩ eff(parent of g) ∖ ⋃ { s.range : s sibling of g, id(s) < id(g) }
+//! eff(g)    = g.range ∩ eff(parent of g) ∖ ⋃ { s.range : s sibling of g, s before g }
 //! own(g)    = eff(g) ∖ ⋃ { c.range : c child of g }
-//! owner(a)  = receiver of the one g with a ∈ own(g)
+//! owner(a)  = holder of the one g with a ∈ own(g)
 //! ```
 //!
-//! So every address has exactly one owner, in every set of grants, and equal sets give equal owners. An honest
-//! owner grants a range once (it is durable on its disk before anyone else hears of it), so siblings do not
-//! overlap; those that do show a copied disk or a member that lies, and are reported ([`GrantConflict`]).
+//! where siblings and children are those that count and are signed by someone in the line of the parent's
+//! receiver; s is before g if its signer comes earlier in the line or, with one signer, its id is lower.
+//!
+//! So every address has exactly one owner, in every set of grants and reclaims, and equal sets give equal owners.
+//! An honest owner grants a range once (it is durable on its disk before anyone else hears of it), so siblings
+//! do not overlap; those that do show a copied disk or a member that lies, and are reported ([`GrantConflict`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -23,10 +30,18 @@ use ipnet::Ipv4Net;
 use mesh_keys::{BodyId, ClusterId, Genesis, Identity, IdentityKey, NodeId, Signable, Signed, SignedError};
 use serde::{Deserialize, Serialize};
 
+use super::admissions::Admissions;
 use crate::ranges::RangeSet;
 
-/// Most grants of a cluster.
-pub(super) const MAX_GRANTS: usize = 65_536;
+/// Most ranges in different hands at a time: a cluster has at most 2^16 blocks.
+const MAX_RANGES: usize = 65_536;
+
+/// Most grants and most reclaims there ever were. They are kept for good, at 200 to 300 bytes each; see the
+/// history of admissions.
+const MAX_HISTORY: usize = 262_144;
+
+/// From this number of new grants on, what follows from them is computed for all together.
+const MANY: usize = 64;
 
 /// A range of addresses changes hands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,7 +65,31 @@ impl Signable for Grant {
     const MAX_LEN: usize = 512;
 }
 
-/// The tree of grants.
+/// The era of a removed node ends: what it still owned goes to the member that signs.
+///
+/// Whoever signs it knows that no other member will take anything more from that node: see [`super::reclaim`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reclaim {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The removed node.
+    pub removed: IdentityKey,
+    /// Its removal.
+    pub removal: BodyId,
+    /// Who takes over and signs: the heir that the removal names, or who reclaimed what that one had.
+    pub to: IdentityKey,
+    /// The grants and reclaims signed by the removed node that go on counting; all others are void.
+    /// Ascending, no duplicates.
+    pub kept: Vec<BodyId>,
+}
+
+impl Signable for Reclaim {
+    const DOMAIN: &'static str = "hauberk reclaim v1";
+    // Room for 32,000 grants by one node.
+    const MAX_LEN: usize = 1 << 20;
+}
+
+/// The tree of grants, and the reclaims.
 #[derive(Clone, Debug)]
 pub struct Ledger {
     cluster: ClusterId,
@@ -58,16 +97,55 @@ pub struct Ledger {
     range: Ipv4Net,
     founder: IdentityKey,
     grants: BTreeMap<BodyId, Entry>,
+    reclaims: BTreeMap<BodyId, ReclaimEntry>,
     /// Parent → children.
     children: BTreeMap<BodyId, BTreeSet<BodyId>>,
-    /// What follows: what each grant still conveys to its receiver.
+    /// Signer → grants.
+    granted: BTreeMap<IdentityKey, BTreeSet<BodyId>>,
+    /// Removed node → its reclaims.
+    reclaims_of: BTreeMap<IdentityKey, BTreeSet<BodyId>>,
+    /// Signer → reclaims.
+    reclaims_by: BTreeMap<IdentityKey, BTreeSet<BodyId>>,
+    /// Whether any node was reclaimed twice: only members that lie do that.
+    contested: bool,
+    /// What follows: the reclaim that counts for each node,
+    reclaimed: BTreeMap<IdentityKey, BodyId>,
+    /// the last of each node's line,
+    lineage: Lineage,
+    /// what each grant conveys,
+    effective: BTreeMap<BodyId, RangeSet>,
+    /// what is left of it, where anything is,
     own: BTreeMap<BodyId, RangeSet>,
+    /// and the grants that each holder has something of.
+    held: BTreeMap<IdentityKey, BTreeSet<BodyId>>,
     conflicts: BTreeSet<GrantConflict>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct ReclaimEntry {
+    signed: Signed<Reclaim>,
+    removed: IdentityKey,
+    /// As the removal says.
+    heir: IdentityKey,
+    to: IdentityKey,
+    kept: BTreeSet<BodyId>,
+}
+
+/// What a new statement changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// It was there already.
+    None,
+    /// What this node had is in other hands, and nothing else.
+    Local(IdentityKey),
+    /// Other reclaims may have begun or ceased to count.
+    Tree,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Entry {
     signed: Signed<Grant>,
+    from: IdentityKey,
     to: IdentityKey,
     parent: BodyId,
     range: Ipv4Net,
@@ -75,7 +153,7 @@ struct Entry {
 
 impl PartialEq for Ledger {
     fn eq(&self, other: &Self) -> bool {
-        self.cluster == other.cluster && self.grants == other.grants
+        self.cluster == other.cluster && self.grants == other.grants && self.reclaims == other.reclaims
     }
 }
 
@@ -121,7 +199,35 @@ pub enum InvalidGrant {
         prefix: u8,
     },
     /// The ledger is full.
-    #[error("the cluster has {MAX_GRANTS} grants already")]
+    #[error("the cluster has {MAX_RANGES} ranges in different hands, or {MAX_HISTORY} grants already")]
+    Full,
+}
+
+/// Why a reclaim is refused. The ledger is unchanged.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidReclaim {
+    /// Malformed, or not signed by the member it names.
+    #[error(transparent)]
+    Signed(#[from] SignedError),
+    /// It is about another cluster.
+    #[error("it is for cluster {}", .0.short())]
+    OtherCluster(ClusterId),
+    /// The removal it rests on is not known, or is of another node.
+    #[error("it rests on a removal that is not known")]
+    UnknownRemoval,
+    /// Who signed is not the heir.
+    #[error("{} is not the heir of {}", .to.short(), .removed.short())]
+    NotHeir {
+        /// Who signed.
+        to: NodeId,
+        /// The removed node.
+        removed: NodeId,
+    },
+    /// The list of what goes on counting is not in order.
+    #[error("the statements that go on counting are not in ascending order, each once")]
+    KeptOrder,
+    /// The ledger is full.
+    #[error("the cluster has had {MAX_HISTORY} reclaims already")]
     Full,
 }
 
@@ -134,11 +240,20 @@ impl Ledger {
             range: genesis.ipv4_range(),
             founder: genesis.founder(),
             grants: BTreeMap::new(),
+            reclaims: BTreeMap::new(),
             children: BTreeMap::new(),
+            granted: BTreeMap::new(),
+            reclaims_of: BTreeMap::new(),
+            reclaims_by: BTreeMap::new(),
+            contested: false,
+            reclaimed: BTreeMap::new(),
+            lineage: Lineage::default(),
+            effective: BTreeMap::new(),
             own: BTreeMap::new(),
+            held: BTreeMap::new(),
             conflicts: BTreeSet::new(),
         };
-        ledger.recompute_below(root(&genesis.id()));
+        ledger.recompute_all();
         ledger
     }
 
@@ -147,6 +262,25 @@ impl Ledger {
     /// # Errors
     /// [`InvalidGrant`]; the ledger is unchanged.
     pub fn insert(&mut self, signed: &Signed<Grant>) -> Result<bool, InvalidGrant> {
+        self.insert_one(signed, false)
+    }
+
+    /// Adds many, each checked on its own: what follows from them is computed once for all, which keeps the time
+    /// to read an old and large ledger in proportion to its size.
+    pub(super) fn insert_many<'a>(
+        &mut self,
+        many: &'a [Signed<Grant>],
+    ) -> Vec<(&'a Signed<Grant>, Result<bool, InvalidGrant>)> {
+        let later = many.len() >= MANY;
+        let results: Vec<_> = many.iter().map(|signed| (signed, self.insert_one(signed, later))).collect();
+        if later && results.iter().any(|(_, result)| *result == Ok(true)) {
+            self.recompute_all();
+        }
+        results
+    }
+
+    /// With `later`, what follows is left as it is.
+    fn insert_one(&mut self, signed: &Signed<Grant>, later: bool) -> Result<bool, InvalidGrant> {
         let id = signed.id();
         if self.grants.contains_key(&id) {
             return Ok(false);
@@ -159,18 +293,98 @@ impl Ledger {
             .ok()
             .filter(|net| net.network() == grant.network && grant.prefix <= self.block_prefix)
             .ok_or(InvalidGrant::Range { network: grant.network, prefix: grant.prefix })?;
-        let (holder, held) = self.conveyed(&grant.parent).ok_or(InvalidGrant::UnknownParent)?;
-        if holder != grant.from || !held.contains(&range) {
+        let (receiver, conveyed) = self.conveyed(&grant.parent).ok_or(InvalidGrant::UnknownParent)?;
+        if !conveyed.contains(&range) || !self.may_succeed(receiver, &grant.from) {
             return Err(InvalidGrant::NotOwner { from: grant.from.node_id(), range });
         }
         signed.verify(&grant.from)?;
-        if self.grants.len() >= MAX_GRANTS {
+        if self.own.len() >= MAX_RANGES || self.grants.len() >= MAX_HISTORY {
             return Err(InvalidGrant::Full);
         }
-        self.grants.insert(id, Entry { signed: signed.clone(), to: grant.to, parent: grant.parent, range });
-        self.children.entry(grant.parent).or_default().insert(id);
-        self.recompute_below(grant.parent);
+        let (from, to, parent) = (grant.from, grant.to, grant.parent);
+        // Of what the signer still has, by a statement that counts: nobody else is touched.
+        let plain =
+            self.holder(receiver) == from && self.own.get(&parent).is_some_and(|own| own.covers(range));
+        self.grants.insert(id, Entry { signed: signed.clone(), from, to, parent, range });
+        self.children.entry(parent).or_default().insert(id);
+        self.granted.entry(from).or_default().insert(id);
+        if later {
+            return Ok(true);
+        }
+        if plain {
+            let mut rest = self.own.get(&parent).cloned().unwrap_or_default();
+            rest.remove(range);
+            self.set_own(parent, rest);
+            self.set_own(id, RangeSet::from_iter([range]));
+            self.effective.insert(id, RangeSet::from_iter([range]));
+        } else {
+            self.recompute_below(parent);
+        }
         Ok(true)
+    }
+
+    /// Adds a reclaim.
+    ///
+    /// # Errors
+    /// [`InvalidReclaim`]; the ledger is unchanged.
+    pub(super) fn reclaim(
+        &mut self,
+        signed: &Signed<Reclaim>,
+        admissions: &Admissions,
+    ) -> Result<Change, InvalidReclaim> {
+        let id = signed.id();
+        if self.reclaims.contains_key(&id) {
+            return Ok(Change::None);
+        }
+        let reclaim = signed.decode()?;
+        if reclaim.cluster != self.cluster {
+            return Err(InvalidReclaim::OtherCluster(reclaim.cluster));
+        }
+        if !reclaim.kept.is_sorted_by(|a, b| a < b) {
+            return Err(InvalidReclaim::KeptOrder);
+        }
+        let (removed, to) = (reclaim.removed, reclaim.to);
+        let removal = admissions
+            .removal(&reclaim.removal)
+            .filter(|removal| removal.subject == removed)
+            .ok_or(InvalidReclaim::UnknownRemoval)?;
+        if to == removed || !self.may_succeed(removal.heir, &to) {
+            return Err(InvalidReclaim::NotHeir { to: to.node_id(), removed: removed.node_id() });
+        }
+        let heir = removal.heir;
+        signed.verify(&to)?;
+        if self.reclaims.len() >= MAX_HISTORY {
+            return Err(InvalidReclaim::Full);
+        }
+        let kept: BTreeSet<BodyId> = reclaim.kept.into_iter().collect();
+        self.contested |= self.reclaims_of.contains_key(&removed);
+        let local = !self.contested
+            && self.counts(&self.reclaimed, &to, &id)
+            && self.reclaims_by.get(&removed).is_none_or(|signed| signed.is_subset(&kept));
+        // What is void now was taken from these.
+        let touched: BTreeSet<BodyId> = self
+            .granted_by(&removed)
+            .filter(|grant| !kept.contains(*grant))
+            .filter_map(|grant| self.grants.get(grant).map(|entry| entry.parent))
+            .collect();
+        self.reclaims.insert(id, ReclaimEntry { signed: signed.clone(), removed, heir, to, kept });
+        self.reclaims_of.entry(removed).or_default().insert(id);
+        self.reclaims_by.entry(to).or_default().insert(id);
+        if local && self.lineage.inherit(removed, to) {
+            // What the removed node held has another holder, and nobody else is touched.
+            self.reclaimed.insert(removed, id);
+            let inherited = self.held.remove(&removed).unwrap_or_default();
+            if !inherited.is_empty() {
+                self.held.entry(self.holder(to)).or_default().extend(inherited);
+            }
+            for parent in touched {
+                self.recompute_below(parent);
+            }
+            return Ok(Change::Local(removed));
+        }
+        self.resolve();
+        self.recompute_all();
+        Ok(Change::Tree)
     }
 
     /// Signs over a range of `blocks` blocks or, when there is no such range in one piece, the largest one
@@ -212,18 +426,75 @@ impl Ledger {
             .iter()
             .find(|(_, own)| own.contains(address))
             .and_then(|(id, _)| self.conveyed(id))
-            .map(|(key, _)| key)
+            .map(|(receiver, _)| self.holder(receiver))
     }
 
     /// Owners with all their addresses.
     pub fn owners(&self) -> BTreeMap<IdentityKey, RangeSet> {
-        let mut owners: BTreeMap<IdentityKey, RangeSet> = BTreeMap::new();
-        for (id, own) in &self.own {
-            if let Some((key, _)) = self.conveyed(id) {
-                owners.entry(key).or_default().union(own);
+        self.held.keys().map(|key| (*key, self.owned_by(key))).collect()
+    }
+
+    /// Whether the era of `key` has ended: what it had is in other hands.
+    pub fn is_reclaimed(&self, key: &IdentityKey) -> bool {
+        self.reclaimed.contains_key(key)
+    }
+
+    /// Who has what was granted to `key`: itself, or who reclaimed it.
+    pub fn holder(&self, key: IdentityKey) -> IdentityKey {
+        self.lineage.last(key)
+    }
+
+    /// Whether a grant or reclaim of this name is known.
+    pub fn contains(&self, id: &BodyId) -> bool {
+        self.grants.contains_key(id) || self.reclaims.contains_key(id)
+    }
+
+    /// The reclaims signed by `key` that count, each with the node whose era it ended.
+    pub fn reclaims_by(&self, key: &IdentityKey) -> impl Iterator<Item = (&BodyId, &IdentityKey)> {
+        let signed = self.reclaims_by.get(key).into_iter().flatten();
+        signed
+            .filter_map(|id| self.reclaims.get(id).map(|entry| (id, &entry.removed)))
+            .filter(|(id, removed)| self.reclaimed.get(*removed) == Some(id))
+    }
+
+    /// The grants signed by `key`.
+    pub fn granted_by(&self, key: &IdentityKey) -> impl Iterator<Item = &BodyId> {
+        self.granted.get(key).into_iter().flatten()
+    }
+
+    /// The statements of `signer` that what `key` was granted rests on: the grants by it to `key` or above one to
+    /// `key`, and its reclaims.
+    pub fn rests_on(&self, key: &IdentityKey, signer: &IdentityKey) -> BTreeSet<BodyId> {
+        let reclaims = self.reclaims_by.get(signer).into_iter().flatten();
+        let grants = self
+            .granted_by(signer)
+            .filter(|id| self.below(id).any(|entry| entry.to == *key || self.holder(entry.to) == *key));
+        reclaims.chain(grants).copied().collect()
+    }
+
+    /// What `key` owns of a grant, or of grants that rest on it.
+    pub fn owned_below(&self, id: &BodyId, key: &IdentityKey) -> RangeSet {
+        let mut owned = RangeSet::new();
+        let mut queue = vec![*id];
+        while let Some(id) = queue.pop() {
+            if let Some(own) = self.own.get(&id)
+                && self.held.get(key).is_some_and(|held| held.contains(&id))
+            {
+                owned.union(own);
             }
+            queue.extend(self.children.get(&id).into_iter().flatten());
         }
-        owners
+        owned
+    }
+
+    /// A grant, and those that rest on it.
+    fn below(&self, id: &BodyId) -> impl Iterator<Item = &Entry> {
+        let mut queue = vec![*id];
+        std::iter::from_fn(move || {
+            let id = queue.pop()?;
+            queue.extend(self.children.get(&id).into_iter().flatten());
+            self.grants.get(&id)
+        })
     }
 
     /// Ranges that were granted twice.
@@ -251,6 +522,40 @@ impl Ledger {
         self.grants.keys().copied().collect()
     }
 
+    /// All reclaims, each after those that make its signer an heir.
+    pub fn reclaims_in_order(&self) -> Vec<Signed<Reclaim>> {
+        let (mut ready, mut waiting): (BTreeSet<BodyId>, Vec<_>) = (BTreeSet::new(), Vec::new());
+        let mut ordered = Vec::with_capacity(self.reclaims.len());
+        for (id, entry) in &self.reclaims {
+            if entry.to == entry.heir {
+                ready.insert(*id);
+                ordered.push(entry.signed.clone());
+            } else {
+                waiting.push((*id, entry));
+            }
+        }
+        // Those signed by the heir of an heir rest on others. There are few, and fewer each time.
+        loop {
+            let before = waiting.len();
+            waiting.retain(|(id, entry)| {
+                let justified = self.leads_to(entry.heir, &entry.to, |reclaim| ready.contains(reclaim));
+                if justified {
+                    ready.insert(*id);
+                    ordered.push(entry.signed.clone());
+                }
+                !justified
+            });
+            if waiting.len() == before {
+                return ordered;
+            }
+        }
+    }
+
+    /// The names of all reclaims.
+    pub fn reclaim_ids(&self) -> BTreeSet<BodyId> {
+        self.reclaims.keys().copied().collect()
+    }
+
     /// Receiver and range of a grant, or of the genesis.
     fn conveyed(&self, id: &BodyId) -> Option<(IdentityKey, Ipv4Net)> {
         if *id == root(&self.cluster) {
@@ -260,64 +565,250 @@ impl Ledger {
     }
 
     fn holdings(&self, key: &IdentityKey) -> impl Iterator<Item = (BodyId, &RangeSet)> {
-        self.own
-            .iter()
-            .filter(move |(id, own)| !own.is_empty() && self.conveyed(id).is_some_and(|(to, _)| to == *key))
-            .map(|(id, own)| (*id, own))
+        let held = self.held.get(key).into_iter().flatten();
+        held.filter_map(|id| self.own.get(id).map(|own| (*id, own)))
     }
 
-    /// Computes `own` anew for `top` and all that rests on it.
+    fn set_own(&mut self, id: BodyId, own: RangeSet) {
+        let Some((receiver, _)) = self.conveyed(&id) else { return };
+        let holder = self.holder(receiver);
+        if own.is_empty() {
+            self.own.remove(&id);
+            if let Some(held) = self.held.get_mut(&holder) {
+                held.remove(&id);
+                if held.is_empty() {
+                    self.held.remove(&holder);
+                }
+            }
+        } else {
+            self.own.insert(id, own);
+            self.held.entry(holder).or_default().insert(id);
+        }
+    }
+
+    /// `key`, who reclaimed what it had, and so on.
+    fn line(&self, key: IdentityKey) -> Vec<IdentityKey> {
+        let mut line = vec![key];
+        let mut at = key;
+        while let Some(entry) = self.reclaimed.get(&at).and_then(|id| self.reclaims.get(id)) {
+            line.push(entry.to);
+            at = entry.to;
+        }
+        line
+    }
+
+    /// Whether `to` is `from`, or known reclaims lead there, counting or not: once true, always true.
+    fn may_succeed(&self, from: IdentityKey, to: &IdentityKey) -> bool {
+        if self.holder(from) == *to {
+            return true;
+        }
+        if !self.contested {
+            return self.line_from(from).any(|key| key == *to);
+        }
+        self.leads_to(from, to, |_| true)
+    }
+
+    /// `from`, and those that known reclaims lead to, while no node was reclaimed twice.
+    fn line_from(&self, from: IdentityKey) -> impl Iterator<Item = IdentityKey> {
+        // Members that lie reclaim in a circle: no line is longer than there are reclaims.
+        let next = |key: &IdentityKey| {
+            let id = self.reclaims_of.get(key)?.first()?;
+            self.reclaims.get(id).map(|entry| entry.to)
+        };
+        std::iter::successors(Some(from), next).take(self.reclaims.len() + 1)
+    }
+
+    /// Whether those of the known reclaims that `admits` lets through lead from one node to the other.
+    fn leads_to(&self, from: IdentityKey, to: &IdentityKey, admits: impl Fn(&BodyId) -> bool) -> bool {
+        let mut seen = BTreeSet::from([from]);
+        let mut queue = vec![from];
+        while let Some(key) = queue.pop() {
+            if key == *to {
+                return true;
+            }
+            for id in self.reclaims_of.get(&key).into_iter().flatten().filter(|id| admits(id)) {
+                if let Some(entry) = self.reclaims.get(id)
+                    && seen.insert(entry.to)
+                {
+                    queue.push(entry.to);
+                }
+            }
+        }
+        false
+    }
+
+    /// Whether a statement of `signer` counts, given the reclaims that count.
+    fn counts(&self, reclaimed: &BTreeMap<IdentityKey, BodyId>, signer: &IdentityKey, id: &BodyId) -> bool {
+        reclaimed
+            .get(signer)
+            .and_then(|reclaim| self.reclaims.get(reclaim))
+            .is_none_or(|reclaim| reclaim.kept.contains(id))
+    }
+
+    /// Finds the reclaim that counts for each node: of those whose signer was not reclaimed itself, or was by a
+    /// reclaim that names them, the one with the lowest id. Members that lie can reclaim in a circle; it is cut
+    /// at the highest key.
+    fn resolve(&mut self) {
+        let mut resolved: BTreeMap<IdentityKey, BodyId> = BTreeMap::new();
+        let mut begun = BTreeSet::new();
+        for key in self.reclaims_of.keys() {
+            let mut stack = vec![*key];
+            while let Some(key) = stack.last().copied() {
+                let candidates = || self.reclaims_of.get(&key).into_iter().flatten();
+                if begun.insert(key) {
+                    let signers = candidates().filter_map(|id| self.reclaims.get(id)).map(|entry| entry.to);
+                    stack.extend(
+                        signers.filter(|to| self.reclaims_of.contains_key(to) && !begun.contains(to)),
+                    );
+                    continue;
+                }
+                stack.pop();
+                let first = candidates().find(|id| {
+                    self.reclaims.get(*id).is_some_and(|entry| self.counts(&resolved, &entry.to, id))
+                });
+                if let Some(id) = first {
+                    resolved.entry(key).or_insert(*id);
+                }
+            }
+        }
+        self.lineage = Lineage::default();
+        resolved.retain(|removed, id| {
+            self.reclaims.get(id).is_some_and(|entry| self.lineage.inherit(*removed, entry.to))
+        });
+        self.reclaimed = resolved;
+    }
+
+    /// The children of a grant in their order, and whether each counts.
+    fn ordered_children(&self, id: &BodyId) -> Vec<(BodyId, bool)> {
+        let Some((receiver, _)) = self.conveyed(id) else { return Vec::new() };
+        let mut places = BTreeMap::from([(receiver, 0)]);
+        if self.signers_of_children(id).any(|signer| signer != receiver) {
+            places.extend(self.line(receiver).into_iter().zip(0..));
+        }
+        let mut children: Vec<(usize, BodyId, bool)> = self
+            .children
+            .get(id)
+            .into_iter()
+            .flatten()
+            .filter_map(|child| {
+                let from = self.grants.get(child)?.from;
+                let place = places.get(&from).copied();
+                let counts = place.is_some() && self.counts(&self.reclaimed, &from, child);
+                Some((place.unwrap_or(usize::MAX), *child, counts))
+            })
+            .collect();
+        children.sort_unstable();
+        children.into_iter().map(|(_, child, counts)| (child, counts)).collect()
+    }
+
+    fn signers_of_children(&self, id: &BodyId) -> impl Iterator<Item = IdentityKey> {
+        let children = self.children.get(id).into_iter().flatten();
+        children.filter_map(|child| self.grants.get(child)).map(|entry| entry.from)
+    }
+
+    /// Computes all that follows anew.
+    fn recompute_all(&mut self) {
+        let root = root(&self.cluster);
+        self.own.clear();
+        self.held.clear();
+        self.conflicts.clear();
+        self.effective = BTreeMap::from([(root, RangeSet::from_iter([self.range]))]);
+        self.recompute_below(root);
+    }
+
+    /// Computes anew what follows from what `top` conveys, for it and all that rests on it.
     fn recompute_below(&mut self, top: BodyId) {
-        let mut queue = vec![(top, self.effective(&top))];
-        while let Some((id, mut effective)) = queue.pop() {
+        let mut queue = vec![(top, self.effective.get(&top).cloned().unwrap_or_default())];
+        while let Some((id, effective)) = queue.pop() {
             let mut given = RangeSet::new();
-            for child in self.children.get(&id).into_iter().flatten() {
-                let Some(entry) = self.grants.get(child) else { continue };
+            for (child, counts) in self.ordered_children(&id) {
+                let Some(entry) = self.grants.get(&child) else { continue };
+                if !counts {
+                    queue.push((child, RangeSet::new()));
+                    continue;
+                }
                 let mut conveyed = effective.clone();
                 conveyed.intersect(entry.range);
                 let before = conveyed.len();
                 conveyed.subtract(&given);
-                if conveyed.len() < before
-                    && let Some((granter, _)) = self.conveyed(&id)
-                {
+                if conveyed.len() < before {
                     self.conflicts.insert(GrantConflict {
-                        granter: granter.node_id(),
+                        granter: entry.from.node_id(),
                         range: entry.range,
                         loser: entry.to.node_id(),
                     });
                 }
                 given.insert(entry.range);
-                queue.push((*child, conveyed));
+                queue.push((child, conveyed));
             }
-            effective.subtract(&given);
-            self.own.insert(id, effective);
+            let mut own = effective.clone();
+            own.subtract(&given);
+            self.set_own(id, own);
+            self.effective.insert(id, effective);
         }
-    }
-
-    /// What a grant conveys. The way up is walked in a loop: a member can make it long.
-    fn effective(&self, id: &BodyId) -> RangeSet {
-        let mut path = Vec::new();
-        let mut at = *id;
-        while let Some(entry) = self.grants.get(&at) {
-            path.push((at, entry));
-            at = entry.parent;
-        }
-        let mut effective = RangeSet::from_iter([self.range]);
-        for (id, entry) in path.into_iter().rev() {
-            effective.intersect(entry.range);
-            for sibling in
-                self.children.get(&entry.parent).into_iter().flatten().take_while(|sibling| **sibling < id)
-            {
-                if let Some(sibling) = self.grants.get(sibling) {
-                    effective.remove(sibling.range);
-                }
-            }
-        }
-        effective
     }
 }
 
 /// The name that stands for the genesis document in [`Grant::parent`].
 fn root(cluster: &ClusterId) -> BodyId {
     BodyId::from_bytes(*cluster.as_bytes())
+}
+
+/// Who is the last of each node's line. Lines join and never part, so a disjoint-set forest answers in a few
+/// steps however long they have grown.
+#[derive(Clone, Debug, Default)]
+struct Lineage {
+    places: BTreeMap<IdentityKey, usize>,
+    trees: Vec<Tree>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Tree {
+    parent: usize,
+    size: usize,
+    last: IdentityKey,
+}
+
+impl Lineage {
+    /// `to` takes over what `from` has; `false` if that would make a circle.
+    fn inherit(&mut self, from: IdentityKey, to: IdentityKey) -> bool {
+        let (a, b) = (self.place(from), self.place(to));
+        let (a, b) = (self.top(a), self.top(b));
+        let (Some(one), Some(other)) = (self.trees.get(a).copied(), self.trees.get(b).copied()) else {
+            return false;
+        };
+        if a == b {
+            return false;
+        }
+        let (large, small) = if one.size >= other.size { (a, b) } else { (b, a) };
+        if let Some(tree) = self.trees.get_mut(small) {
+            tree.parent = large;
+        }
+        if let Some(tree) = self.trees.get_mut(large) {
+            tree.size = one.size + other.size;
+            tree.last = other.last;
+        }
+        true
+    }
+
+    fn last(&self, key: IdentityKey) -> IdentityKey {
+        let top = self.places.get(&key).map(|place| self.top(*place));
+        top.and_then(|top| self.trees.get(top)).map_or(key, |tree| tree.last)
+    }
+
+    fn place(&mut self, key: IdentityKey) -> usize {
+        let next = self.trees.len();
+        let place = *self.places.entry(key).or_insert(next);
+        if place == next {
+            self.trees.push(Tree { parent: next, size: 1, last: key });
+        }
+        place
+    }
+
+    fn top(&self, mut place: usize) -> usize {
+        while let Some(tree) = self.trees.get(place).filter(|tree| tree.parent != place) {
+            place = tree.parent;
+        }
+        place
+    }
 }

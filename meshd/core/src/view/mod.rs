@@ -1,11 +1,14 @@
 //! What all members agree on, each having its own copy: who belongs to the cluster, who owns which
 //! addresses, and what every node says of itself.
 //!
-//! Three signed sets, each a join-semilattice, so that copies merge in any order, any number of times:
+//! Signed sets, together a join-semilattice, so that copies merge in any order, any number of times:
 //!
-//! * **admissions** grow only; one counts if a chain of sponsors leads to the founder ([`Admissions`]);
-//! * **grants** grow only; they form a tree of address ranges rooted in the genesis ([`Ledger`]);
-//! * **records**: of each node the one with the highest (generation, version, body id) ([`NodeRecord`]).
+//! * **admissions** and **removals** grow only; who is a member follows from both ([`Admissions`]);
+//! * **grants** and **reclaims** grow only; they make a tree of address ranges rooted in the genesis ([`Ledger`]);
+//! * **records**: of each node the one with the highest (generation, version, body id) ([`NodeRecord`]);
+//! * **promises**: of each node the newest, about addresses of removed nodes ([`Promises`], [`reclaim`]).
+//!
+//! Records and promises of a removed node are dropped: its removal, once there, is there for good.
 //!
 //! A [`View`] is *closed*: everything in it is justified by other things in it and by the genesis document.
 //! [`View::merge`] keeps it so: what a delta does not justify is left out, and comes again with the next
@@ -14,16 +17,22 @@
 
 mod admissions;
 mod grants;
+mod promises;
+pub mod reclaim;
 mod record;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mesh_keys::{BodyId, ClusterId, Genesis, IdentityKey, NodeId, Signed, SignedAdmission};
+use mesh_keys::{BodyId, ClusterId, Genesis, IdentityKey, NodeId, Signed, SignedAdmission, SignedRemoval};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-pub use admissions::{Admissions, NotAdmitted};
-pub use grants::{Grant, GrantConflict, InvalidGrant, Ledger};
+use grants::Change;
+
+pub use admissions::{Admissions, NotAdmitted, NotRemoved};
+pub use grants::{Grant, GrantConflict, InvalidGrant, InvalidReclaim, Ledger, Reclaim};
+pub use promises::{InvalidPromises, Promise, Promises};
+pub use reclaim::{CannotRemove, Frozen, Missing};
 pub use record::{InvalidRecord, LaneInfo, NodeRecord};
 
 /// One node's copy of what all members agree on.
@@ -33,12 +42,21 @@ pub struct View {
     admissions: Admissions,
     grants: Ledger,
     records: BTreeMap<NodeId, Entry>,
+    promises: BTreeMap<NodeId, PromisesEntry>,
+    /// What follows: the removed nodes whose era no reclaim has ended.
+    pending: BTreeSet<IdentityKey>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Entry {
     signed: Signed<NodeRecord>,
     record: NodeRecord,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct PromisesEntry {
+    signed: Signed<Promises>,
+    promises: Promises,
 }
 
 /// Some of what is in a view: to be merged into another.
@@ -50,6 +68,12 @@ pub struct Delta {
     pub grants: Vec<Signed<Grant>>,
     /// In no order.
     pub records: Vec<Signed<NodeRecord>>,
+    /// In no order.
+    pub removals: Vec<SignedRemoval>,
+    /// Those that make someone an heir before those that the heir signed.
+    pub reclaims: Vec<Signed<Reclaim>>,
+    /// In no order.
+    pub promises: Vec<Signed<Promises>>,
 }
 
 /// The names of all that is in a view; a fraction of its size.
@@ -61,6 +85,12 @@ pub struct Digest {
     pub grants: BTreeSet<BodyId>,
     /// Records: node, generation, version and body.
     pub records: BTreeMap<NodeId, (u64, u64, BodyId)>,
+    /// Removals.
+    pub removals: BTreeSet<BodyId>,
+    /// Reclaims.
+    pub reclaims: BTreeSet<BodyId>,
+    /// Promises: node, version and body.
+    pub promises: BTreeMap<NodeId, (u64, BodyId)>,
 }
 
 /// What merging did.
@@ -75,7 +105,27 @@ pub struct Merged {
 impl Delta {
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
-        self.admissions.is_empty() && self.grants.is_empty() && self.records.is_empty()
+        self.len() == 0
+    }
+
+    /// Number of items.
+    pub fn len(&self) -> usize {
+        self.admissions.len()
+            + self.removals.len()
+            + self.reclaims.len()
+            + self.grants.len()
+            + self.records.len()
+            + self.promises.len()
+    }
+
+    /// Adds the items of `other`, which may rest on those that are there.
+    pub fn append(&mut self, mut other: Self) {
+        self.admissions.append(&mut other.admissions);
+        self.grants.append(&mut other.grants);
+        self.records.append(&mut other.records);
+        self.removals.append(&mut other.removals);
+        self.reclaims.append(&mut other.reclaims);
+        self.promises.append(&mut other.promises);
     }
 
     /// Cuts the delta into parts of at most `items` items, in an order that keeps each justified by those
@@ -86,8 +136,11 @@ impl Delta {
         while !self.is_empty() {
             let mut part = Self::default();
             part.admissions = take(&mut self.admissions, items);
-            part.grants = take(&mut self.grants, items - part.admissions.len());
-            part.records = take(&mut self.records, items - part.admissions.len() - part.grants.len());
+            part.removals = take(&mut self.removals, items - part.len());
+            part.reclaims = take(&mut self.reclaims, items - part.len());
+            part.grants = take(&mut self.grants, items - part.len());
+            part.records = take(&mut self.records, items - part.len());
+            part.promises = take(&mut self.promises, items - part.len());
             parts.push(part);
         }
         parts
@@ -102,23 +155,29 @@ fn take<T>(from: &mut Vec<T>, most: usize) -> Vec<T> {
 impl View {
     /// The view of a cluster that has its founder only.
     pub fn new(genesis: Genesis) -> Self {
-        let admissions = Admissions::new(genesis.id(), genesis.founder());
-        let grants = Ledger::new(&genesis);
-        Self { genesis, admissions, grants, records: BTreeMap::new() }
+        Self {
+            admissions: Admissions::new(&genesis),
+            grants: Ledger::new(&genesis),
+            records: BTreeMap::new(),
+            promises: BTreeMap::new(),
+            pending: BTreeSet::new(),
+            genesis,
+        }
     }
 
     /// Merges `delta`. Each item is checked on its own: a bad one is refused and the others go in.
     pub fn merge(&mut self, delta: &Delta) -> Merged {
         let mut merged = Merged::default();
-        for item in &delta.admissions {
-            match self.admissions.insert(item) {
-                Ok(true) => merged.new.admissions.push(item.clone()),
+        self.merge_membership(delta, &mut merged);
+        for item in &delta.reclaims {
+            match self.insert_reclaim(item) {
+                Ok(true) => merged.new.reclaims.push(item.clone()),
                 Ok(false) => {}
-                Err(error) => merged.refused.push(format!("admission: {error}")),
+                Err(error) => merged.refused.push(format!("reclaim: {error}")),
             }
         }
-        for item in &delta.grants {
-            match self.grants.insert(item) {
+        for (item, result) in self.grants.insert_many(&delta.grants) {
+            match result {
                 Ok(true) => merged.new.grants.push(item.clone()),
                 Ok(false) => {}
                 Err(error) => merged.refused.push(format!("grant: {error}")),
@@ -131,19 +190,112 @@ impl View {
                 Err(error) => merged.refused.push(format!("record: {error}")),
             }
         }
+        for item in &delta.promises {
+            match self.insert_promises(item) {
+                Ok(true) => merged.new.promises.push(item.clone()),
+                Ok(false) => {}
+                Err(error) => merged.refused.push(format!("promises: {error}")),
+            }
+        }
         merged
+    }
+
+    /// Admissions and removals. An old cluster has had more members than it may have at a time: where admissions
+    /// find no room, the removals that make it come first, and then the rest.
+    fn merge_membership(&mut self, delta: &Delta, merged: &mut Merged) {
+        let mut admissions: Vec<&SignedAdmission> = delta.admissions.iter().collect();
+        let mut removals: Vec<&SignedRemoval> = delta.removals.iter().collect();
+        loop {
+            let (mut full, mut removed, mut refused) = (false, false, Vec::new());
+            admissions.retain(|item| match self.admissions.insert(item) {
+                Ok(new) => {
+                    merged.new.admissions.extend(new.then(|| (*item).clone()));
+                    false
+                }
+                Err(error) => {
+                    full |= error == NotAdmitted::Full;
+                    refused.push(format!("admission: {error}"));
+                    true
+                }
+            });
+            removals.retain(|item| match self.remove(item) {
+                Ok(new) => {
+                    removed |= new;
+                    merged.new.removals.extend(new.then(|| (*item).clone()));
+                    false
+                }
+                Err(error) => {
+                    refused.push(format!("removal: {error}"));
+                    true
+                }
+            });
+            if !(full && removed) {
+                merged.refused.append(&mut refused);
+                return;
+            }
+        }
+    }
+
+    fn remove(&mut self, signed: &SignedRemoval) -> Result<bool, NotRemoved> {
+        let new = self.admissions.remove(signed)?;
+        if new && let Some(removal) = self.admissions.removal(&signed.id()) {
+            let subject = removal.subject;
+            self.records.remove(&subject.node_id());
+            self.promises.remove(&subject.node_id());
+            if !self.grants.is_reclaimed(&subject) {
+                self.pending.insert(subject);
+            }
+        }
+        Ok(new)
+    }
+
+    fn insert_reclaim(&mut self, signed: &Signed<Reclaim>) -> Result<bool, InvalidReclaim> {
+        match self.grants.reclaim(signed, &self.admissions)? {
+            Change::None => return Ok(false),
+            Change::Local(removed) => {
+                self.pending.remove(&removed);
+            }
+            Change::Tree => {
+                let removed = self.admissions.removed();
+                self.pending = removed.filter(|key| !self.grants.is_reclaimed(key)).copied().collect();
+            }
+        }
+        Ok(true)
+    }
+
+    fn insert_promises(&mut self, signed: &Signed<Promises>) -> Result<bool, InvalidPromises> {
+        let claimed = signed.decode()?;
+        let id = claimed.node.node_id();
+        if self.admissions.is_removed(&claimed.node) {
+            return Ok(false);
+        }
+        if let Some(entry) = self.promises.get(&id)
+            && (entry.promises.version, &entry.signed) >= (claimed.version, signed)
+        {
+            return Ok(false);
+        }
+        if !self.admissions.was_admitted(&claimed.node) {
+            return Err(InvalidPromises::NotAdmitted { node: id });
+        }
+        let promises = signed.verify(&claimed.node)?;
+        promises.validate(self.genesis.id())?;
+        self.promises.insert(id, PromisesEntry { signed: signed.clone(), promises });
+        Ok(true)
     }
 
     fn insert_record(&mut self, signed: &Signed<NodeRecord>) -> Result<bool, InvalidRecord> {
         let claimed = signed.decode()?;
         let id = claimed.node.node_id();
+        if self.admissions.is_removed(&claimed.node) {
+            return Ok(false);
+        }
         if let Some(entry) = self.records.get(&id)
             && (entry.record.order(), entry.signed.id(), &entry.signed)
                 >= (claimed.order(), signed.id(), signed)
         {
             return Ok(false);
         }
-        if !self.admissions.contains(&claimed.node) {
+        if !self.admissions.was_admitted(&claimed.node) {
             return Err(InvalidRecord::NotAdmitted { node: id });
         }
         let record = signed.verify(&claimed.node)?;
@@ -172,19 +324,29 @@ impl View {
         &self.grants
     }
 
-    /// What `node` says of itself.
+    /// What the member `node` says of itself.
     pub fn record(&self, node: &NodeId) -> Option<&NodeRecord> {
-        self.records.get(node).map(|entry| &entry.record)
+        self.member_record(node).map(|entry| &entry.record)
     }
 
     /// The same, as it was signed.
     pub fn signed_record(&self, node: &NodeId) -> Option<&Signed<NodeRecord>> {
-        self.records.get(node).map(|entry| &entry.signed)
+        self.member_record(node).map(|entry| &entry.signed)
     }
 
-    /// All records.
+    /// The records of all members.
     pub fn records(&self) -> impl Iterator<Item = (&NodeId, &NodeRecord)> {
-        self.records.iter().map(|(id, entry)| (id, &entry.record))
+        let members = self.records.iter().filter(|(_, entry)| self.admissions.contains(&entry.record.node));
+        members.map(|(id, entry)| (id, &entry.record))
+    }
+
+    fn member_record(&self, node: &NodeId) -> Option<&Entry> {
+        self.records.get(node).filter(|entry| self.admissions.contains(&entry.record.node))
+    }
+
+    /// The promises of a node about removed nodes.
+    pub fn promises_of(&self, node: &NodeId) -> Option<&Promises> {
+        self.promises.get(node).map(|entry| &entry.promises)
     }
 
     /// The identity key of a member.
@@ -198,6 +360,9 @@ impl View {
             admissions: self.admissions.in_order(),
             grants: self.grants.in_order(),
             records: self.records.values().map(|entry| entry.signed.clone()).collect(),
+            removals: self.admissions.removals().cloned().collect(),
+            reclaims: self.grants.reclaims_in_order(),
+            promises: self.promises.values().map(|entry| entry.signed.clone()).collect(),
         }
     }
 
@@ -214,6 +379,13 @@ impl View {
                     (*id, (generation, version, entry.signed.id()))
                 })
                 .collect(),
+            removals: self.admissions.removal_ids(),
+            reclaims: self.grants.reclaim_ids(),
+            promises: self
+                .promises
+                .iter()
+                .map(|(id, entry)| (*id, (entry.promises.version, entry.signed.id())))
+                .collect(),
         }
     }
 
@@ -221,14 +393,20 @@ impl View {
     pub fn fingerprint(&self) -> [u8; 32] {
         let digest = self.digest();
         let mut hash = Sha256::new();
-        hash.update(b"hauberk view v1");
-        for set in [&digest.admissions, &digest.grants] {
+        hash.update(b"hauberk view v2");
+        for set in [&digest.admissions, &digest.grants, &digest.removals, &digest.reclaims] {
             hash.update((set.len() as u64).to_le_bytes());
             set.iter().for_each(|id| hash.update(id.as_bytes()));
         }
+        hash.update((digest.records.len() as u64).to_le_bytes());
         for (node, (generation, version, body)) in &digest.records {
             hash.update(node.as_bytes());
             hash.update(generation.to_le_bytes());
+            hash.update(version.to_le_bytes());
+            hash.update(body.as_bytes());
+        }
+        for (node, (version, body)) in &digest.promises {
+            hash.update(node.as_bytes());
             hash.update(version.to_le_bytes());
             hash.update(body.as_bytes());
         }
@@ -251,17 +429,39 @@ impl View {
             })
             .map(|(_, entry)| entry.signed.clone())
             .collect();
+        delta.removals.retain(|item| !theirs.removals.contains(&item.id()));
+        delta.reclaims.retain(|item| !theirs.reclaims.contains(&item.id()));
+        delta.promises = self
+            .promises
+            .iter()
+            .filter(|(id, entry)| {
+                theirs.promises.get(id).is_none_or(|(version, body)| {
+                    let ours = entry.promises.version;
+                    ours > *version || (ours == *version && entry.signed.id() != *body)
+                })
+            })
+            .map(|(_, entry)| entry.signed.clone())
+            .collect();
         delta
     }
 
     /// Whether a view with `theirs` as its digest has something that this one lacks.
     pub fn lacks(&self, theirs: &Digest) -> bool {
         let ours = self.digest();
+        // What a node said that we know to be removed is not wanted.
+        let wanted = |id: &NodeId| !self.admissions.is_removed_id(id);
         !theirs.admissions.is_subset(&ours.admissions)
+            || !theirs.removals.is_subset(&ours.removals)
+            || !theirs.reclaims.is_subset(&ours.reclaims)
             || !theirs.grants.is_subset(&ours.grants)
-            || theirs.records.iter().any(|(id, (generation, version, body))| {
+            || theirs.records.iter().filter(|(id, _)| wanted(id)).any(|(id, (generation, version, body))| {
                 ours.records.get(id).is_none_or(|(our_generation, our_version, our_body)| {
                     (our_generation, our_version, our_body) < (generation, version, body)
+                })
+            })
+            || theirs.promises.iter().filter(|(id, _)| wanted(id)).any(|(id, (version, body))| {
+                ours.promises.get(id).is_none_or(|(our_version, our_body)| {
+                    our_version < version || (our_version == version && our_body != body)
                 })
             })
     }

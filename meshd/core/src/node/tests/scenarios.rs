@@ -5,9 +5,9 @@ use std::time::Duration;
 use super::*;
 use crate::message::{Message, Refusal, RefusalCode};
 
-const SECOND: Duration = Duration::from_secs(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
 
-fn cluster(seed: u64, hosts: usize) -> Sim {
+pub(super) fn cluster(seed: u64, hosts: usize) -> Sim {
     let mut sim = Sim::new(seed);
     let seeds: Vec<usize> = (0..hosts).collect();
     for _ in 0..hosts {
@@ -19,7 +19,7 @@ fn cluster(seed: u64, hosts: usize) -> Sim {
     sim
 }
 
-fn meshed(sim: &mut Sim, limit: Duration) -> Duration {
+pub(super) fn meshed(sim: &mut Sim, limit: Duration) -> Duration {
     match sim.run_until(limit, Sim::meshed) {
         Some(took) => {
             sim.check();

@@ -1,0 +1,161 @@
+//! Removing members, and being removed.
+
+use mesh_keys::{IdentityKey, NodeId};
+
+use super::gossip::PUSH_ITEMS;
+use super::{Node, Pending, RequestId, SessionId};
+use crate::api::{ApiError, ErrorCode};
+use crate::message::{Message, RefusalCode};
+use crate::state::StateFile;
+use crate::view::{Delta, Frozen, Missing};
+
+/// What is said to a node that was removed, and to who is one.
+pub(super) const REMOVED: &str = "this identity was removed from the cluster and does not come back: to join as a new node, remove the state directory and start again";
+
+impl Node {
+    /// Whether this node was removed, or was let in by one that was and is not kept.
+    pub(super) fn is_out(&self) -> bool {
+        self.view.as_ref().is_some_and(|view| !view.admissions().contains(&self.me))
+    }
+
+    /// Signs the removal of a member, if this node may.
+    pub(super) fn on_remove(&mut self, request: RequestId, node: NodeId) {
+        let refused = if self.outdated {
+            Err("this node's state is older than what it said before: it signs nothing".to_owned())
+        } else if self.is_out() {
+            Err(REMOVED.to_owned())
+        } else {
+            match &self.view {
+                Some(view) => view.removal(&node, &self.identity).map_err(|error| error.to_string()),
+                None => Err("this node is in no cluster yet".to_owned()),
+            }
+        };
+        let removal = match refused {
+            Ok(removal) => removal,
+            Err(message) => return self.reply(request, Err(ApiError::new(ErrorCode::Conflict, message))),
+        };
+        let Some(view) = &mut self.view else { return };
+        let merged = view.merge(&Delta { removals: vec![removal], ..Delta::default() });
+        for refused in &merged.refused {
+            tracing::error!(refused, "this node's own removal of a member is refused");
+        }
+        let delta = Box::new(merged.new);
+        self.persist(&[StateFile::Cluster], Pending::Removed { request, delta: delta.clone() });
+        // Only once it is on disk do others hear of it; here it holds at once.
+        self.heed_removals(&delta);
+        self.settle_addresses();
+    }
+
+    /// Draws the consequences of new removals: sessions and keys of those who are out are dropped.
+    pub(super) fn heed_removals(&mut self, new: &Delta) {
+        let Some(view) = &self.view else { return };
+        if new.removals.is_empty() {
+            return;
+        }
+        for removal in new.removals.iter().filter_map(|signed| signed.decode().ok()) {
+            tracing::info!(node = %removal.subject.node_id().short(), by = %removal.signer.node_id().short(), heir = %removal.heir.node_id().short(), "member removed");
+        }
+        let members = view.admissions();
+        let out = !members.contains(&self.me);
+        let pairs = self.pairs.len();
+        self.pairs.retain(|id, _| !out && members.key_of(id).is_some());
+        if self.pairs.len() < pairs {
+            self.dirty.insert(StateFile::Keys);
+        }
+        let closing: Vec<SessionId> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| {
+                out || (members.was_admitted(&session.peer) && !members.contains(&session.peer))
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        if out {
+            tracing::error!(
+                "this node was removed from the cluster: it leases and grants no addresses and has no tunnels any more; to join as a new node, remove its state directory and start it again"
+            );
+        }
+        for session in closing {
+            self.refuse(session, RefusalCode::Removed, REMOVED);
+        }
+    }
+
+    /// Shows a node that it was removed: a refusal alone is one member's word.
+    pub(super) fn prove_removal(&mut self, session: SessionId, node: &IdentityKey) {
+        let Some(view) = &self.view else { return };
+        let members = view.admissions();
+        let ids = members.removals_of(node);
+        let removals: Vec<_> =
+            members.removals().filter(|removal| ids.contains(&removal.id())).cloned().collect();
+        let signers = ids.iter().filter_map(|id| members.removal(id)).map(|removal| removal.signer);
+        let admissions = signers.flat_map(|signer| members.chain(&signer)).collect();
+        for delta in (Delta { admissions, removals, ..Delta::default() }).chunks(PUSH_ITEMS) {
+            self.send(session, &Message::Push { delta });
+        }
+    }
+
+    /// Promises what has to be promised about removed nodes, and takes over what this node inherits. Durable
+    /// before others hear of it.
+    pub(super) fn settle_addresses(&mut self) {
+        if self.outdated {
+            return;
+        }
+        let Some(view) = &mut self.view else { return };
+        let mut said = Delta::default();
+        said.promises.extend(view.promise(&self.identity));
+        let mut refused = view.merge(&said).refused;
+        loop {
+            // What was taken over may make this node the heir of others.
+            let reclaims = view.reclaim(&self.identity);
+            let merged = view.merge(&Delta { reclaims, ..Delta::default() });
+            refused.extend(merged.refused);
+            if merged.new.reclaims.is_empty() {
+                break;
+            }
+            said.reclaims.extend(merged.new.reclaims);
+        }
+        for refused in refused {
+            tracing::error!(refused, "what this node says about removed nodes is refused");
+        }
+        for reclaim in said.reclaims.iter().filter_map(|signed| signed.decode().ok()) {
+            tracing::info!(node = %reclaim.removed.node_id().short(), "took over the addresses of a removed node");
+        }
+        if !said.is_empty() {
+            self.persist(&[StateFile::Cluster], Pending::Granted { delta: Box::new(said) });
+        }
+    }
+
+    /// What the status says about removals.
+    pub(super) fn removal_problems(&self) -> Vec<String> {
+        let Some(view) = &self.view else { return Vec::new() };
+        let own = self.is_out().then(|| REMOVED.to_owned());
+        own.into_iter().chain(view.frozen().iter().map(describe)).collect()
+    }
+}
+
+fn describe(frozen: &Frozen) -> String {
+    let nets: Vec<String> = frozen.ranges.nets().iter().map(ToString::to_string).collect();
+    let waits: Vec<String> = frozen
+        .missing
+        .iter()
+        .map(|missing| match missing {
+            Missing::Promise(node) => {
+                format!("{} to be heard from (or to be removed, if it does not come back)", node.short())
+            }
+            Missing::AdmissionsBy(node) => format!("news of nodes that {} let in", node.short()),
+            Missing::Admission(node) => format!("news of node {}", node.short()),
+            Missing::Statement(_) => "news of a grant".to_owned(),
+            Missing::Heir(node) => format!("what the removed node {} had to be taken over", node.short()),
+        })
+        .collect();
+    let waits = if waits.is_empty() {
+        format!("node {} to take them over", frozen.heir.short())
+    } else {
+        waits.join(", ")
+    };
+    let what = if nets.is_empty() { "no addresses that are known here".to_owned() } else { nets.join(", ") };
+    format!(
+        "node {} was removed; its addresses ({what}) are frozen and wait for {waits}",
+        frozen.removed.short()
+    )
+}
