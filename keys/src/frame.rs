@@ -117,6 +117,14 @@ impl ShortId {
         short.copy_from_slice(&node.as_bytes()[..8]);
         Self(short)
     }
+
+    /// The lowest node id that has this short id: where to look for it among ids in order.
+    #[must_use]
+    pub fn first_node(&self) -> NodeId {
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&self.0);
+        NodeId::from_bytes(id)
+    }
 }
 
 fixed_bytes! {
@@ -234,6 +242,12 @@ struct SenderState {
 }
 
 impl Opener {
+    /// An opener without keys, which opens nothing yet.
+    #[must_use]
+    pub fn without_keys(max_senders: usize) -> Self {
+        Self { keys: Vec::new(), senders: BTreeMap::new(), max_senders, clock: 0 }
+    }
+
     /// An opener that accepts frames under `keys` (at most [`MAX_KEYS`]) and remembers up to
     /// `max_senders` starts of senders; beyond that the one not heard for longest is forgotten, and
     /// is a first contact again.
@@ -241,7 +255,7 @@ impl Opener {
     /// # Errors
     /// [`TooManyKeys`].
     pub fn new(keys: &[GroupKey], max_senders: usize) -> Result<Self, TooManyKeys> {
-        let mut opener = Self { keys: Vec::new(), senders: BTreeMap::new(), max_senders, clock: 0 };
+        let mut opener = Self::without_keys(max_senders);
         opener.replace_keys(keys)?;
         Ok(opener)
     }

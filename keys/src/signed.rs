@@ -21,6 +21,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 /// A type whose values can be signed.
 ///
@@ -35,8 +36,10 @@ pub trait Signable: Serialize + DeserializeOwned {
 
 /// A body of type `T` and its signature. Holding one says nothing about its truth: [`Signed::verify`]
 /// does.
+///
+/// Clones share the body.
 pub struct Signed<T> {
-    body: Vec<u8>,
+    body: Arc<[u8]>,
     signature: Signature,
     kind: PhantomData<fn() -> T>,
 }
@@ -53,7 +56,7 @@ impl<T: Signable> Signed<T> {
             return Err(SignedError::TooLong { domain: T::DOMAIN, max: T::MAX_LEN, found: body.len() });
         }
         let signature = signer.sign(T::DOMAIN, &body);
-        Ok(Self { body, signature, kind: PhantomData })
+        Ok(Self { body: body.into(), signature, kind: PhantomData })
     }
 
     /// Checks that `signer` signed it, and decodes it.
@@ -130,7 +133,7 @@ impl<T: Signable> Signed<T> {
         if body.len() > T::MAX_LEN {
             return Err(SignedError::TooLong { domain, max: T::MAX_LEN, found: body.len() });
         }
-        Ok(Self { body: body.to_vec(), signature: Signature::from_bytes(signature), kind: PhantomData })
+        Ok(Self { body: body.into(), signature: Signature::from_bytes(signature), kind: PhantomData })
     }
 }
 
@@ -186,7 +189,7 @@ pub enum SignedError {
 
 impl<T> Clone for Signed<T> {
     fn clone(&self) -> Self {
-        Self { body: self.body.clone(), signature: self.signature, kind: PhantomData }
+        Self { body: Arc::clone(&self.body), signature: self.signature, kind: PhantomData }
     }
 }
 

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use zeroize::Zeroizing;
 
 use crate::config::{Config, SecretSource};
+use crate::datagrams::Datagrams;
 use crate::dataplane;
 use crate::links::{LinkEvent, Links};
 use crate::session::{self, TlsIdentity};
@@ -39,6 +40,9 @@ const LOOK_FOR_REMAINS: Duration = Duration::from_secs(15);
 
 /// Longest password or key file.
 const MAX_SECRET_FILE: usize = 4096;
+
+/// Beside the control socket: generation of the last start on this host.
+const START_FILE: &str = "start";
 
 /// A request of the control API on its way to the node.
 #[derive(Debug)]
@@ -65,6 +69,9 @@ pub async fn run(config: Config) -> Result<()> {
     let control = listen(config.port).await.with_context(|| {
         format!("port: cannot listen on TCP {}; is another meshd running on this host?", config.port)
     })?;
+    let datagrams = Datagrams::bind(config.port).with_context(|| {
+        format!("port: cannot listen on UDP {}; is another meshd running on this host?", config.port)
+    })?;
     let (calls, mut called) = mpsc::channel::<Call>(QUEUE);
     let metrics = match config.metrics_listen {
         Some(address) => Some(
@@ -75,9 +82,13 @@ pub async fn run(config: Config) -> Result<()> {
         None => None,
     };
     let socket = api::bind(&config.control_socket).context("control-socket")?;
+    let boot = boot_id()?;
+    let mut starts = Starts::new(&config.control_socket, &boot);
+    let previous_start = starts.read();
 
     let tls = TlsIdentity::new(&identity)?;
     let (inputs, mut input) = mpsc::channel::<Input>(QUEUE);
+    let (received, mut datagrams_received) = mpsc::channel::<Input>(QUEUE);
     let (link_events, mut links_happened) = mpsc::channel::<LinkEvent>(QUEUE);
     let (desired, desired_seen) = watch::channel(None);
 
@@ -95,6 +106,7 @@ pub async fn run(config: Config) -> Result<()> {
     };
     let mut plane = tokio::spawn(dataplane::run(plane, desired_seen, inputs.clone()));
     tokio::spawn(accept(control, tls.clone(), link_events.clone()));
+    tokio::spawn(datagrams.clone().receive(received));
     let mut links = Links::new(tls, link_events, HANDSHAKE_LIMIT);
 
     let node_config = node::Config {
@@ -109,7 +121,8 @@ pub async fn run(config: Config) -> Result<()> {
         lanes: vec![lane],
         mtu: config.mtu,
         software: env!("CARGO_PKG_VERSION").to_owned(),
-        boot: boot_id()?,
+        boot,
+        previous_start,
         backend: dataplane::backend(),
     };
     let mut seed = Zeroizing::new([0; 32]);
@@ -117,7 +130,8 @@ pub async fn run(config: Config) -> Result<()> {
     let origin = Instant::now();
     let clock = move || Time::from_origin(origin.elapsed());
     let mut node = Node::new(node_config, identity, stored, *seed, clock());
-    let mut shell = Shell { store, desired, answers: BTreeMap::new(), requests: 0, dead_letters: Vec::new() };
+    let mut shell =
+        Shell { store, datagrams, desired, answers: BTreeMap::new(), requests: 0, dead_letters: Vec::new() };
 
     // Whoever was detached while we were away is gone before anyone can ask for an address.
     shell.bury(&mut node, clock());
@@ -136,6 +150,7 @@ pub async fn run(config: Config) -> Result<()> {
     let mut stop = std::pin::pin!(stop_signal()?);
 
     loop {
+        starts.note(node.start_to_note());
         let wait = next.since(clock());
         tokio::select! {
             biased;
@@ -156,6 +171,7 @@ pub async fn run(config: Config) -> Result<()> {
                 let id = shell.register(call.answer);
                 node.handle(Input::Request(id, call.request), clock());
             }
+            Some(input) = datagrams_received.recv() => node.handle(input, clock()),
             () = tokio::time::sleep(wait) => node.handle(Input::Tick, clock()),
             _ = housekeeping.tick() => {
                 shell.bury(&mut node, clock());
@@ -180,6 +196,7 @@ pub async fn run(config: Config) -> Result<()> {
 /// What the loop owns besides the node.
 struct Shell {
     store: Store,
+    datagrams: Datagrams,
     desired: watch::Sender<Option<(u64, Arc<mesh_core::host::HostState>)>>,
     answers: BTreeMap<RequestId, oneshot::Sender<Result<Response, mesh_core::api::ApiError>>>,
     requests: u64,
@@ -213,6 +230,10 @@ impl Shell {
                 }
                 Output::Send { session, frame } => {
                     links.send(session, &frame);
+                    None
+                }
+                Output::Datagram { to, bytes } => {
+                    self.datagrams.send(to, &bytes);
                     None
                 }
                 Output::Trust { session } => {
@@ -304,6 +325,35 @@ impl Heartbeat {
         // The plugin takes a missing heartbeat for a daemon that is gone: a warning is all there is to do.
         if let Err(error) = std::fs::write(&self.0, b"") {
             tracing::warn!(path = %self.0.display(), %error, "heartbeat cannot be written");
+        }
+    }
+}
+
+/// Remembers the last start on this host until its next boot. Nobody who copies the state directory copies this.
+struct Starts {
+    path: PathBuf,
+    boot: String,
+    noted: Option<u64>,
+}
+
+impl Starts {
+    /// Beside the control socket.
+    fn new(socket: &Path, boot: &str) -> Self {
+        Self { path: socket.with_file_name(START_FILE), boot: boot.to_owned(), noted: None }
+    }
+
+    /// Generation of the last start that was noted since the host's boot.
+    fn read(&self) -> Option<u64> {
+        let text = std::fs::read_to_string(&self.path).ok()?;
+        text.strip_prefix(&self.boot)?.trim().parse().ok()
+    }
+
+    fn note(&mut self, generation: Option<u64>) {
+        let Some(generation) = generation.filter(|_| generation != self.noted) else { return };
+        self.noted = Some(generation);
+        if let Err(error) = std::fs::write(&self.path, format!("{} {generation}\n", self.boot)) {
+            // The next start will have to be confirmed by another member.
+            tracing::warn!(path = %self.path.display(), %error, "this start cannot be noted");
         }
     }
 }

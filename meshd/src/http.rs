@@ -121,6 +121,7 @@ fn render(status: &Status) -> String {
         family
     };
     let session = family(&mut registry, "peer_session_up", "Whether the control session with the peer is up");
+    let reachable = family(&mut registry, "peer_reachable", "Whether gossip reaches the peer");
     let ready = family(&mut registry, "peer_tunnel_ready", "Whether traffic to the peer may use the tunnel");
     let handshake =
         family(&mut registry, "peer_handshake_age_seconds", "Seconds since the last handshake with the peer");
@@ -132,6 +133,7 @@ fn render(status: &Status) -> String {
             family.get_or_create(&labels).set(i64::try_from(value).unwrap_or(i64::MAX));
         };
         set(&session, u64::from(matches!(peer.session, SessionStatus::Up { .. })));
+        set(&reachable, u64::from(peer.gossip.reachable));
         set(&ready, u64::from(peer.tunnel.ready));
         if let Some(age) = peer.tunnel.handshake_age_seconds {
             set(&handshake, age);

@@ -7,6 +7,7 @@ pub mod api;
 pub mod config;
 pub mod ctl;
 pub mod daemon;
+pub mod datagrams;
 pub mod dataplane;
 pub mod http;
 pub mod links;

@@ -6,7 +6,7 @@
 //! between members             a node that joins by key          a node that joins by password
 //! D → A  Hello::Member        J → S  Hello::Joiner              J → S  Hello::Joiner
 //! D ← A  Hello::Member        J ← S  JoinOffer                  J ← S  JoinOffer
-//! then Summary, Digest,       J → S  JoinKey                    J → S  JoinPassword
+//! then GroupKeys, Gossip,     J → S  JoinKey                    J → S  JoinPassword
 //! Push, Psk… in any order     J ← S  JoinKeyOk                  J ← S  JoinPasswordAnswer
 //!                             J → S  JoinAsk                    J → S  JoinPasswordFinish
 //!                             J ← S  Welcome                    J ← S  JoinPasswordOk, then JoinAsk, Welcome
@@ -19,10 +19,12 @@
 
 use mesh_keys::join::JoinProof;
 use mesh_keys::password::{PasswordFinalization, PasswordRequest, PasswordResponse};
+use mesh_keys::secret::Secret32;
 use mesh_keys::{ClusterId, PskCheck, Signed, SignedAdmission, WgPublic};
 use serde::{Deserialize, Serialize};
 
-use crate::view::{Delta, Digest, NodeRecord};
+use crate::gossip::catalogue::Name;
+use crate::view::{Delta, NodeRecord};
 
 /// Version of the protocol between nodes. Another version's frames are answered with [`RefusalCode::Version`].
 pub const PROTOCOL: u16 = 2;
@@ -78,22 +80,32 @@ pub enum Message {
         /// as [`Message::WelcomePart`].
         view: Delta,
     },
-    /// Fingerprint of the sender's view: answered with [`Message::Digest`] when the receiver's differs.
-    Summary {
-        /// See [`crate::view::View::fingerprint`].
-        fingerprint: [u8; 32],
+    /// A payload of gossip, as in a datagram: while none is known to arrive.
+    Gossip {
+        /// The payload.
+        payload: Vec<u8>,
     },
-    /// All names in the sender's view: answered with what the sender lacks.
-    Digest {
-        /// The names.
-        digest: Digest,
-        /// Whether the receiver should send its own in turn when it lacks something.
-        answer: bool,
+    /// The keys of the group, from a member to a member.
+    GroupKeys {
+        /// All that the sender has.
+        keys: Vec<GroupKeyShare>,
+    },
+    /// Send these: they do not fit into a datagram. Answered with [`Message::Push`].
+    Want {
+        /// Their names.
+        names: Vec<Name>,
     },
     /// Parts of the sender's view.
     Push {
         /// To be merged.
         delta: Delta,
+    },
+    /// The newest that the sender knows of the receiver itself. First words of a session between members.
+    YourRecord {
+        /// Its generation.
+        generation: u64,
+        /// Which start of that generation.
+        start: u64,
     },
     /// The sender has hardly any address left and asks for a range.
     GrantAsk,
@@ -156,6 +168,16 @@ pub enum Hello {
     },
 }
 
+/// A key of the group, on its way to another member or to disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupKeyShare {
+    /// Counts the keys of the group.
+    pub epoch: u64,
+    /// The key.
+    #[serde(with = "mesh_keys::secret::exposed")]
+    pub secret: Secret32,
+}
+
 /// Why a session ends before it began.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
@@ -197,6 +219,8 @@ pub enum RefusalCode {
     WrongPassword,
     /// The sponsor has no secret of the kind that the joiner has.
     WrongMethod,
+    /// The joiner's identity is a member's already.
+    Known,
     /// The sponsor takes no more joins at the moment; try again.
     Busy,
     /// A message that does not belong there, or is malformed.
@@ -235,9 +259,11 @@ impl Message {
             | Self::JoinPasswordOk => "password proof",
             Self::JoinAsk => "join request",
             Self::Welcome { .. } | Self::WelcomePart { .. } => "welcome",
-            Self::Summary { .. } => "summary",
-            Self::Digest { .. } => "digest",
+            Self::Gossip { .. } => "gossip payload",
+            Self::GroupKeys { .. } => "group key",
+            Self::Want { .. } => "request for items",
             Self::Push { .. } => "push",
+            Self::YourRecord { .. } => "account of the receiver",
             Self::GrantAsk => "request for addresses",
             Self::PskProbe { .. }
             | Self::PskAnswer { .. }

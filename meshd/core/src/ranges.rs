@@ -1,6 +1,5 @@
 //! Sets of IPv4 addresses, kept as disjoint intervals.
 
-use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -8,8 +7,8 @@ use ipnet::Ipv4Net;
 /// A set of IPv4 addresses. Equal sets compare equal however they were built.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RangeSet {
-    /// First address → last address, both inclusive; neither overlapping nor adjacent.
-    spans: BTreeMap<u32, u32>,
+    /// First and last addresses, both inclusive; ascending, neither overlapping nor adjacent. Most sets have one.
+    spans: Vec<(u32, u32)>,
 }
 
 impl RangeSet {
@@ -18,69 +17,76 @@ impl RangeSet {
         Self::default()
     }
 
+    /// The addresses of all `sets`.
+    pub fn of_all<'a>(sets: impl IntoIterator<Item = &'a Self>) -> Self {
+        Self::of_spans(sets.into_iter().flat_map(|set| set.spans.iter().copied()).collect())
+    }
+
+    fn of_spans(mut spans: Vec<(u32, u32)>) -> Self {
+        spans.sort_unstable();
+        spans.dedup_by(|(first, last), (_, end)| {
+            let touching = *first <= end.saturating_add(1);
+            if touching {
+                *end = (*end).max(*last);
+            }
+            touching
+        });
+        Self { spans }
+    }
+
     /// Adds all addresses of `net`.
     pub fn insert(&mut self, net: Ipv4Net) {
         let (mut first, mut last) = bounds(net);
-        let touching: Vec<u32> = self
-            .spans
-            .range(..=last.saturating_add(1))
-            .rev()
-            .take_while(|(_, end)| end.saturating_add(1) >= first)
-            .map(|(start, _)| *start)
-            .collect();
-        for start in touching {
-            if let Some(end) = self.spans.remove(&start) {
-                first = first.min(start);
-                last = last.max(end);
-            }
+        let touching = self.overlapping(first.saturating_sub(1), last.saturating_add(1));
+        if let Some(spans) = self.spans.get(touching.clone())
+            && let (Some((start, _)), Some((_, end))) = (spans.first(), spans.last())
+        {
+            first = first.min(*start);
+            last = last.max(*end);
         }
-        self.spans.insert(first, last);
+        self.spans.splice(touching, [(first, last)]);
     }
 
     /// Removes all addresses of `net`.
     pub fn remove(&mut self, net: Ipv4Net) {
         let (first, last) = bounds(net);
-        let touched: Vec<(u32, u32)> = self
-            .spans
-            .range(..=last)
-            .rev()
-            .take_while(|(_, end)| **end >= first)
-            .map(|(start, end)| (*start, *end))
-            .collect();
-        for (start, end) in touched {
-            self.spans.remove(&start);
-            if start < first {
-                self.spans.insert(start, first - 1);
-            }
-            if end > last {
-                self.spans.insert(last + 1, end);
-            }
-        }
+        self.remove_span(first, last);
+    }
+
+    fn remove_span(&mut self, first: u32, last: u32) {
+        let touched = self.overlapping(first, last);
+        let Some(spans) = self.spans.get(touched.clone()) else { return };
+        let before = spans.first().filter(|(start, _)| *start < first).map(|(start, _)| (*start, first - 1));
+        let after = spans.last().filter(|(_, end)| *end > last).map(|(_, end)| (last + 1, *end));
+        self.spans.splice(touched, before.into_iter().chain(after));
+    }
+
+    /// Places of the spans that have addresses from `first` to `last`.
+    fn overlapping(&self, first: u32, last: u32) -> std::ops::Range<usize> {
+        let start = self.spans.partition_point(|(_, end)| *end < first);
+        let end = self.spans.partition_point(|(start, _)| *start <= last);
+        start..end.max(start)
     }
 
     /// Adds all addresses of `other`.
     pub fn union(&mut self, other: &Self) {
-        for net in other.nets() {
-            self.insert(net);
-        }
+        *self = Self::of_all([&*self, other]);
     }
 
     /// Removes all addresses of `other`.
     pub fn subtract(&mut self, other: &Self) {
-        for net in other.nets() {
-            self.remove(net);
+        let (Some((first, _)), Some((_, last))) = (self.spans.first(), self.spans.last()) else { return };
+        for (start, end) in other.spans.get(other.overlapping(*first, *last)).into_iter().flatten() {
+            self.remove_span(*start, *end);
         }
     }
 
-    /// Keeps only the addresses that are in `net` too.
-    pub fn intersect(&mut self, net: Ipv4Net) {
+    /// Those of the addresses that are in `net` too.
+    #[must_use]
+    pub fn within(&self, net: Ipv4Net) -> Self {
         let (first, last) = bounds(net);
-        self.spans = self
-            .spans
-            .iter()
-            .filter(|(start, end)| **start <= last && **end >= first)
-            .map(|(start, end)| ((*start).max(first), (*end).min(last)))
-            .collect();
+        let spans = self.spans.get(self.overlapping(first, last)).into_iter().flatten();
+        Self { spans: spans.map(|(start, end)| ((*start).max(first), (*end).min(last))).collect() }
     }
 
     /// Whether the set has no address.
@@ -96,19 +102,20 @@ impl RangeSet {
     /// Whether `address` is in the set.
     pub fn contains(&self, address: Ipv4Addr) -> bool {
         let bits = u32::from(address);
-        self.spans.range(..=bits).next_back().is_some_and(|(_, end)| *end >= bits)
+        self.spans.get(self.overlapping(bits, bits)).is_some_and(|spans| !spans.is_empty())
     }
 
     /// Whether every address of `net` is in the set.
     pub fn covers(&self, net: Ipv4Net) -> bool {
         let (first, last) = bounds(net);
-        self.spans.range(..=first).next_back().is_some_and(|(_, end)| *end >= last)
+        let spans = self.spans.get(self.overlapping(first, last)).unwrap_or_default();
+        spans.first().is_some_and(|(start, end)| *start <= first && *end >= last)
     }
 
     /// The set as the fewest prefixes, in ascending order.
     pub fn nets(&self) -> Vec<Ipv4Net> {
         let mut nets = Vec::new();
-        for (&start, &end) in &self.spans {
+        for &(start, end) in &self.spans {
             let mut at = u64::from(start);
             let end = u64::from(end);
             while at <= end {
@@ -130,12 +137,12 @@ impl RangeSet {
         let after = self
             .spans
             .iter()
-            .filter(move |(_, end)| **end >= from)
+            .filter(move |(_, end)| *end >= from)
             .flat_map(move |(start, end)| (*start).max(from)..=*end);
         let before = self
             .spans
             .iter()
-            .filter(move |(start, _)| **start < from)
+            .filter(move |(start, _)| *start < from)
             .flat_map(move |(start, end)| *start..=(*end).min(from - 1));
         after.chain(before).map(Ipv4Addr::from)
     }
@@ -144,7 +151,7 @@ impl RangeSet {
     /// a granter gives from the far end and keeps its own addresses together.
     pub fn last_net(&self, prefix: u8) -> Option<Ipv4Net> {
         let size = 1u64 << 32u8.checked_sub(prefix)?;
-        self.spans.iter().rev().find_map(|(&start, &end)| {
+        self.spans.iter().rev().find_map(|&(start, end)| {
             let at = ((u64::from(end) + 1) / size).checked_mul(size)?.checked_sub(size)?;
             (at >= u64::from(start))
                 .then(|| Ipv4Net::new(Ipv4Addr::from(u32::try_from(at).ok()?), prefix).ok())?
@@ -154,11 +161,7 @@ impl RangeSet {
 
 impl FromIterator<Ipv4Net> for RangeSet {
     fn from_iter<I: IntoIterator<Item = Ipv4Net>>(nets: I) -> Self {
-        let mut set = Self::new();
-        for net in nets {
-            set.insert(net);
-        }
-        set
+        Self::of_spans(nets.into_iter().map(bounds).collect())
     }
 }
 

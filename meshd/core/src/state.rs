@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+use mesh_keys::frame::GroupKey;
 use mesh_keys::secret::Secret32;
 use mesh_keys::{Genesis, NodeId, Psk, WgPublic};
 use serde::de::DeserializeOwned;
@@ -14,6 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::api::{AttachmentId, NetnsId};
 use crate::leases::Lease;
+use crate::message::GroupKeyShare;
 use crate::view::{Delta, View};
 
 /// The files of the state directory that the core writes.
@@ -27,11 +29,13 @@ pub enum StateFile {
     Leases,
     /// The pre-shared keys. Secret.
     Keys,
+    /// The keys of the group. Secret.
+    Group,
 }
 
 impl StateFile {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Cluster, Self::Node, Self::Leases, Self::Keys];
+    pub const ALL: [Self; 5] = [Self::Cluster, Self::Node, Self::Leases, Self::Keys, Self::Group];
 
     /// Name of the file below the state directory.
     pub fn name(self) -> &'static str {
@@ -40,6 +44,7 @@ impl StateFile {
             Self::Node => "node.state",
             Self::Leases => "leases.state",
             Self::Keys => "keys.state",
+            Self::Group => "group.state",
         }
     }
 }
@@ -55,6 +60,29 @@ pub struct Stored {
     pub leases: StoredLeases,
     /// The pre-shared keys.
     pub keys: BTreeMap<NodeId, StoredKey>,
+    /// The keys of the group.
+    pub group: StoredGroup,
+}
+
+/// The keys that all members share, each with its epoch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StoredGroup {
+    /// The keys.
+    pub keys: Vec<(u64, GroupKey)>,
+}
+
+impl From<Vec<GroupKeyShare>> for StoredGroup {
+    fn from(keys: Vec<GroupKeyShare>) -> Self {
+        let keys = keys.into_iter().map(|key| (key.epoch, GroupKey::from_secret(key.secret)));
+        Self { keys: keys.collect() }
+    }
+}
+
+impl From<StoredGroup> for Vec<GroupKeyShare> {
+    fn from(group: StoredGroup) -> Self {
+        let keys = group.keys.into_iter();
+        keys.map(|(epoch, key)| GroupKeyShare { epoch, secret: key.secret().clone() }).collect()
+    }
 }
 
 /// What a node knows of itself.
@@ -142,6 +170,7 @@ impl Stored {
                     stored.view = Some(view);
                 }
                 StateFile::Node => stored.node = open(*file, bytes)?,
+                StateFile::Group => stored.group = open::<Vec<GroupKeyShare>>(*file, bytes)?.into(),
                 StateFile::Leases => stored.leases = open_leases(bytes)?,
                 StateFile::Keys => {
                     let keys: Vec<DiskKey> = open(*file, bytes)?;
@@ -195,6 +224,11 @@ pub fn encode_keys(keys: &BTreeMap<NodeId, StoredKey>) -> Vec<u8> {
         })
         .collect();
     seal(StateFile::Keys, &keys)
+}
+
+/// The contents of [`StateFile::Group`].
+pub fn encode_group(group: StoredGroup) -> Vec<u8> {
+    seal(StateFile::Group, &Vec::<GroupKeyShare>::from(group))
 }
 
 fn header(file: StateFile) -> String {

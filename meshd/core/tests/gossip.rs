@@ -16,7 +16,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use mesh_core::gossip::catalogue::{Catalogue, Content, Kind, Name};
-use mesh_core::gossip::liveness::{Life, Statement};
+use mesh_core::gossip::liveness::{Bundle, Life, Statement};
+use mesh_core::gossip::wire::{Part, Writer};
 use mesh_core::gossip::{Event, Gossip, Offered, Store};
 use mesh_core::time::Time;
 use mesh_keys::{BodyId, ClusterId, Identity, NodeId, Signed};
@@ -68,9 +69,14 @@ impl Store for Records {
     }
 
     fn offer(&mut self, kind: Kind, item: &[u8]) -> Offered {
-        assert_eq!(kind, RECORD);
-        let word = |at: usize| u32::from_le_bytes(item[at..at + 4].try_into().unwrap());
-        let (place, version) = (word(0) as usize, word(4));
+        let word = |at: usize| Some(u32::from_le_bytes(item.get(at..at + 4)?.try_into().ok()?));
+        let (Some(place), Some(version)) = (word(0).map(|place| place as usize), word(4)) else {
+            return Offered::Refused;
+        };
+        // The length stands for a signature.
+        if kind != RECORD || item.len() != RECORD_LEN || place >= self.versions.len() {
+            return Offered::Refused;
+        }
         if version <= self.versions[place] {
             return Offered::Known;
         }
@@ -113,7 +119,15 @@ struct Peer {
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Due {
     Tick(usize),
-    Deliver { from: usize, to: usize, payload: Rc<[u8]> },
+    /// Everybody looks at the counters of the tunnels.
+    Counters,
+    /// The hostile member does its worst.
+    Malice,
+    Deliver {
+        from: usize,
+        to: usize,
+        payload: Rc<[u8]>,
+    },
 }
 
 struct Net {
@@ -128,6 +142,10 @@ struct Net {
     split: Option<usize>,
     /// Every `slow`th node stalls for up to two seconds, every ten seconds.
     slow: Option<usize>,
+    /// A member that does harm as well as taking part, and how; always the last.
+    malice: Option<Malice>,
+    /// Items that it has seen, to be sent again.
+    overheard: Vec<Vec<u8>>,
     /// Who was called unreachable by whom while it was alive and in the same half.
     wronged: u64,
     shared: Rc<Shared>,
@@ -154,6 +172,8 @@ impl Net {
             loss: 20,
             split: None,
             slow: None,
+            malice: None,
+            overheard: Vec::new(),
             wronged: 0,
             shared: Rc::clone(&shared),
         };
@@ -201,12 +221,15 @@ impl Net {
                         );
                     }
                 }
+                // Every item fits into a datagram: whoever says otherwise sends garbage.
+                Event::Fetch { .. } => {}
                 Event::Reachable { node, reachable } => {
                     let other = self.shared.places[&node];
                     if !reachable && self.peers[other].alive && !self.is_cut(place, other) {
                         self.wronged += 1;
                     }
                 }
+                Event::Copied { .. } => panic!("nobody has another's key"),
             }
         }
         let wanted = self.peers[place].gossip.poll_timeout();
@@ -231,6 +254,14 @@ impl Net {
             self.now = at;
             let place = match &due {
                 Due::Tick(place) | Due::Deliver { to: place, .. } => *place,
+                Due::Counters => {
+                    self.look_at_counters();
+                    continue;
+                }
+                Due::Malice => {
+                    self.do_harm();
+                    continue;
+                }
             };
             if !self.peers[place].alive {
                 continue;
@@ -240,20 +271,108 @@ impl Net {
                 self.later(stalled, due);
                 continue;
             }
+            if let Due::Deliver { payload, .. } = &due
+                && self.malice.is_some()
+                && place + 1 == self.peers.len()
+            {
+                overhear(&mut self.overheard, payload);
+            }
             let now = self.now;
             let peer = &mut self.peers[place];
             peer.store.now = now;
             match due {
                 Due::Tick(_) if at < peer.ticks => continue,
                 Due::Tick(_) => peer.gossip.tick(&mut peer.store, now),
+                Due::Counters | Due::Malice => {}
                 Due::Deliver { from, payload, .. } => {
                     let from = self.shared.ids[from];
-                    peer.gossip.receive(from, &payload, &mut peer.store, now);
+                    peer.gossip.receive(from, &payload, true, &mut peer.store, now);
                 }
             }
             self.settle(place);
         }
         self.now = end;
+    }
+
+    /// Everybody exchanges packets with everybody through the tunnels, and looks at their counters once a second.
+    fn look_at_counters(&mut self) {
+        let now = self.now;
+        for place in 0..self.peers.len() {
+            for other in 0..self.peers.len() {
+                let both = self.peers[place].alive && self.peers[other].alive;
+                if both && place != other && !self.is_cut(place, other) {
+                    let id = self.shared.ids[other];
+                    self.peers[place].gossip.heard(&id, now);
+                }
+            }
+            self.settle(place);
+        }
+        self.later(now + Duration::from_secs(1), Due::Counters);
+    }
+
+    /// The last member sends what `malice` says to everybody, once a second.
+    fn do_harm(&mut self) {
+        let last = self.peers.len() - 1;
+        let Some(malice) = self.malice else { return };
+        let mut payloads = Vec::new();
+        match malice {
+            Malice::Accuse(victim) => payloads.extend(self.false_accusations(victim)),
+            Malice::AccuseAll => {
+                for victim in 0..last {
+                    payloads.push(self.false_accusations(victim).swap_remove(0));
+                }
+            }
+            Malice::Replay => {
+                for _ in 0..20.min(self.overheard.len()) {
+                    let chosen = self.rng.next_u32() as usize % self.overheard.len();
+                    payloads.push(self.overheard[chosen].clone());
+                }
+            }
+            Malice::Garbage => {
+                for _ in 0..20 {
+                    let mut bytes =
+                        vec![0; self.rng.next_u32() as usize % mesh_core::gossip::wire::MAX_PAYLOAD];
+                    self.rng.fill_bytes(&mut bytes);
+                    // Half of it passes for a part, or for a bundle.
+                    if bytes.len() > 3 && self.rng.next_u32().is_multiple_of(2) {
+                        let length = u16::try_from(bytes.len() - 3).unwrap().to_le_bytes();
+                        bytes[0] = [0x40, 1, 2, 3, 4, 5, 6, 7][usize::from(bytes[0] % 8)];
+                        bytes[1..3].copy_from_slice(&length);
+                    }
+                    payloads.push(bytes);
+                }
+            }
+        }
+        let now = self.now;
+        for payload in payloads {
+            let payload: Rc<[u8]> = payload.into();
+            for to in 0..last {
+                let delay = Duration::from_micros(20_000 + u64::from(self.rng.next_u32() % 100_000));
+                self.later(now + delay, Due::Deliver { from: last, to, payload: Rc::clone(&payload) });
+            }
+        }
+        self.later(now + Duration::from_secs(1), Due::Malice);
+    }
+
+    /// What the last member says of `victim`, signed by itself: that it is dead in its present life, with the proof of
+    /// that life; and in lives that it has not come to.
+    fn false_accusations(&self, victim: usize) -> Vec<Vec<u8>> {
+        let id = self.shared.ids[victim];
+        let present = self.peers[victim].gossip.life_of(&id).unwrap();
+        let proof = Statement::sign(&CLUSTER, id, present, &self.shared.identities[victim]).unwrap();
+        let later = [1, u32::MAX - 1, u32::MAX].map(|incarnation| Life { incarnation, ..present });
+        let lives = [present].into_iter().chain(later);
+        lives
+            .map(|life| {
+                let by = self.shared.identities.last().unwrap();
+                let accusations = vec![Statement::sign(&CLUSTER, id, life, by).unwrap()];
+                let alive = (present.incarnation > 0).then(|| proof.clone());
+                let mut writer = Writer::default();
+                let bundle = Bundle { subject: id, alive, accusations };
+                assert!(writer.push_item(Kind::LIVENESS, &postcard::to_allocvec(&bundle).unwrap()));
+                writer.take()
+            })
+            .collect()
     }
 
     fn stalls(&mut self, place: usize) -> bool {
@@ -322,6 +441,29 @@ impl Net {
             self.run(Duration::from_millis(50));
         }
         self.now.since(from)
+    }
+}
+
+/// What a hostile member does.
+#[derive(Clone, Copy)]
+enum Malice {
+    /// Says that one is dead that is not, in any life.
+    Accuse(usize),
+    /// Says that of everybody.
+    AccuseAll,
+    /// Sends again what it has seen of lives.
+    Replay,
+    /// Sends bytes without meaning.
+    Garbage,
+}
+
+fn overhear(overheard: &mut Vec<Vec<u8>>, payload: &[u8]) {
+    for part in mesh_core::gossip::wire::read(payload).flatten() {
+        if matches!(part, Part::Item { kind: Kind::LIVENESS, .. }) && overheard.len() < 1000 {
+            let mut writer = Writer::default();
+            writer.push(&part);
+            overheard.push(writer.take());
+        }
     }
 }
 
@@ -461,4 +603,93 @@ fn the_same_seed_gives_the_same_run() {
         (sent, net.count, net.peers.iter().map(|peer| peer.gossip.unreachable()).collect::<Vec<_>>())
     };
     assert_eq!(run(), run());
+}
+
+/// With packets through all tunnels there is less to probe, and a crash is noticed in time nevertheless.
+#[test]
+fn traffic_in_the_tunnels_does_not_hide_a_crash() {
+    for (nodes, limit) in [(3, 5), (10, 5), (100, 8)] {
+        let mut known = Vec::new();
+        let mut sent = 0;
+        for seed in 0..20 {
+            let mut net = Net::new(nodes, seed);
+            net.later(Time::ZERO, Due::Counters);
+            net.run(Duration::from_secs(15));
+            sent += net.peers.iter().map(|peer| peer.sent).sum::<u64>() / nodes as u64 / 15;
+            net.peers[1].alive = false;
+            let id = net.shared.ids[1];
+            known.push(net.until("a crash is known to all", Duration::from_secs(60), |net| {
+                net.peers.iter().filter(|peer| peer.alive).all(|peer| !peer.gossip.is_reachable(&id))
+            }));
+            assert_eq!(net.wronged, 0);
+        }
+        let [median, worst] = [50, 100].map(|share| percentile(known.clone(), share));
+        println!(
+            "{nodes} nodes with tunnels in use: {} B/s sent, a crash known to all after {median:?}, {worst:?} at worst of 20",
+            sent / 20
+        );
+        assert!(worst <= Duration::from_secs(limit), "{worst:?}");
+    }
+}
+
+/// Five minutes with a hostile member: nobody who is alive is called unreachable, news is as fast as ever, and a crash
+/// is noticed, if only when the longest suspicion is over. What others send because of it, in bytes per second, is at most `bytes`.
+fn suffer(malice: Malice, bytes: u64) {
+    for nodes in [4, 40] {
+        let mut net = Net::new(nodes, 5);
+        let last = nodes - 1;
+        net.malice = Some(malice);
+        net.later(Time::ZERO, Due::Malice);
+        if matches!(malice, Malice::Replay) {
+            // Something to be replayed.
+            net.malice = Some(Malice::AccuseAll);
+            net.run(Duration::from_secs(60));
+        }
+        net.malice = Some(malice);
+        net.run(Duration::from_secs(10));
+        net.peers.iter_mut().for_each(|peer| peer.sent = 0);
+        net.run(Duration::from_secs(300));
+        assert_eq!(net.wronged, 0, "{nodes} nodes");
+        let incarnation =
+            |place: usize| net.peers[place].gossip.life_of(&net.shared.ids[place]).unwrap().incarnation;
+        let highest = (0..nodes).map(incarnation).max().unwrap();
+        let sent = net.peers[..last].iter().map(|peer| peer.sent).max().unwrap() / 300;
+        let spread = percentile(net.spread(20, Duration::from_millis(250)), 100);
+        net.peers[1].alive = false;
+        let id = net.shared.ids[1];
+        let crash = net.until("a crash is known to all", Duration::from_secs(60), |net| {
+            net.peers.iter().filter(|peer| peer.alive).all(|peer| !peer.gossip.is_reachable(&id))
+        });
+        println!(
+            "{nodes} nodes, one of them hostile: {sent} B/s sent at most, incarnation {highest}, a record to all {spread:?}, \
+             a crash known to all {crash:?}"
+        );
+        assert!(sent <= bytes, "{nodes} nodes: {sent} B/s");
+        assert!(highest <= 100 && millis(spread) <= 2_000 && millis(crash) <= 15_000);
+        assert_eq!(net.wronged, 0);
+        // Peace comes back when it stops.
+        net.malice = None;
+        net.run(Duration::from_secs(30));
+        assert_eq!(net.views(), 1);
+    }
+}
+
+#[test]
+fn a_member_that_accuses_a_live_one_for_ever_does_not_get_its_way() {
+    suffer(Malice::Accuse(0), 1_500);
+}
+
+#[test]
+fn a_member_that_accuses_everybody_does_not_get_its_way() {
+    suffer(Malice::AccuseAll, 15_000);
+}
+
+#[test]
+fn a_member_that_replays_what_it_has_seen_changes_nothing() {
+    suffer(Malice::Replay, 1_000);
+}
+
+#[test]
+fn a_member_that_sends_garbage_changes_nothing() {
+    suffer(Malice::Garbage, 1_000);
 }

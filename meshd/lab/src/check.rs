@@ -215,7 +215,7 @@ impl Lab {
         Ok(())
     }
 
-    /// Waits until every daemon says that it is connected with all others: session up, tunnel ready.
+    /// Waits until every daemon says that it is connected with all others: gossip reaches them, tunnel ready.
     ///
     /// # Errors
     /// When that is not so within `timeout`.
@@ -227,7 +227,7 @@ impl Lab {
                 host.status().is_ok_and(|status| {
                     let peers = status["peers"].as_array().map(Vec::as_slice).unwrap_or_default();
                     let ready = |peer: &&serde_json::Value| {
-                        peer["session"]["state"] == "up" && peer["tunnel"]["ready"] == true
+                        peer["gossip"]["reachable"] == true && peer["tunnel"]["ready"] == true
                     };
                     peers.iter().filter(ready).count() >= others
                 })

@@ -12,8 +12,10 @@ use mesh_sys::packet::Frame;
 use crate::stream::MARKER;
 use crate::underlay;
 
-/// Control sessions.
+/// Control sessions by TCP, gossip by UDP.
 const CONTROL_PORT: u16 = 6783;
+/// First byte of a sealed gossip datagram.
+const GOSSIP: u8 = 0x21;
 /// WireGuard.
 const TUNNEL_PORT: u16 = 6784;
 
@@ -41,7 +43,7 @@ impl fmt::Display for Tally {
 }
 
 /// Accepts what the underlay of a mesh may carry: ARP, neighbour and multicast listener discovery, TCP port
-/// 6783 and UDP port 6784 between underlay addresses, without the lab's marker anywhere.
+/// 6783, sealed datagrams on UDP port 6783 and UDP port 6784 between underlay addresses, without the lab's marker anywhere.
 #[derive(Clone, Debug)]
 pub struct Scanner {
     ranges: Option<ClusterRanges>,
@@ -176,6 +178,12 @@ fn transport(protocol: u8, payload: &[u8], from: IpAddr, to: IpAddr) -> Result<&
     match protocol {
         6 if source == CONTROL_PORT || destination == CONTROL_PORT => Ok("TCP 6783 (control)"),
         17 if source == TUNNEL_PORT || destination == TUNNEL_PORT => Ok("UDP 6784 (WireGuard)"),
+        17 if source == CONTROL_PORT && destination == CONTROL_PORT => match payload.get(8) {
+            Some(&GOSSIP) | None => Ok("UDP 6783 (gossip)"),
+            Some(other) => {
+                Err(format!("UDP {from} > {to}, port {CONTROL_PORT}, but no gossip: {other:#04x}"))
+            }
+        },
         6 => Err(format!("TCP {from} > {to}, neither port is {CONTROL_PORT}")),
         17 => Err(format!("UDP {from} > {to}, neither port is {TUNNEL_PORT}")),
         other => Err(format!("IP protocol {other} {from} > {to}")),
@@ -243,6 +251,7 @@ mod tests {
         let frames = [
             v4(A, B, 17, (6784, 6784), b"ciphertext"),
             v4(A, B, 6, (40000, 6783), b"tls"),
+            v4(A, B, 17, (6783, 6783), &[0, 0, 0, 0, GOSSIP, 7]),
             v6("fd00:18::1", "fd00:18::2", 17, &[0x1a, 0x80, 0x1a, 0x80, 0, 0]),
             v6("fe80::1", "ff02::1:ff00:2", 58, &[135, 0, 0, 0]),
             v6("::", "ff02::16", 0, &[58, 0, 5, 2, 0, 0, 1, 0, 143, 0]),
@@ -251,6 +260,7 @@ mod tests {
             assert_eq!(scanner.inspect(&frame(bytes)), None);
         }
         assert_eq!(scanner.tally().0["UDP 6784 (WireGuard)"].0, 2);
+        assert_eq!(scanner.tally().0["UDP 6783 (gossip)"].0, 1);
     }
 
     #[test]
@@ -269,7 +279,8 @@ mod tests {
 
     #[test]
     fn what_must_not_be_there_is_found() {
-        let cases: [(Vec<u8>, &str); 9] = [
+        let cases: [(Vec<u8>, &str); 10] = [
+            (v4(A, B, 17, (6783, 6783), &[0, 0, 0, 0, 4, 0, 0, 0]), "no gossip: 0x04"),
             (v4(A, B, 17, (6784, 6784), &MARKER), "payload in the clear"),
             (v4([10, 32, 0, 5], B, 17, (6784, 6784), b""), "cluster address 10.32.0.5"),
             (v4(A, [8, 8, 8, 8], 17, (6784, 6784), b""), "foreign address 8.8.8.8"),

@@ -69,8 +69,8 @@ n=$(hostname | tr -d h)
 test "$1" = status && test -e /run/ready || exit 1
 cat <<END
 {"addresses":{"ipv4":"10.99.$n.1","ipv6":"fd99:$n::1"},"cluster":{"ipv4":"10.99.0.0/16","ipv6":"fd99::/16"},
-"peers":[{"session":{"state":"up"},"tunnel":{"ready":true}},{"session":{"state":"up"},"tunnel":{"ready":true}},
-{"session":{"state":"down"},"tunnel":{"ready":true}},{"session":{"state":"up"},"tunnel":{"ready":false}}]}
+"peers":[{"gossip":{"reachable":true},"tunnel":{"ready":true}},{"gossip":{"reachable":true},"tunnel":{"ready":true}},
+{"gossip":{"reachable":false},"tunnel":{"ready":true}},{"gossip":{"reachable":true},"tunnel":{"ready":false}}]}
 END
 "#;
 

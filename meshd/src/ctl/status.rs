@@ -59,7 +59,7 @@ pub(super) fn peers(status: &Status) -> String {
         "PEER",
         "ID",
         "MESH ADDRESSES",
-        "SESSION",
+        "GOSSIP",
         "ENDPOINT",
         "HANDSHAKE",
         "RECEIVED",
@@ -71,8 +71,9 @@ pub(super) fn peers(status: &Status) -> String {
     }
     let mut out = format!("{table}\n");
     for peer in &status.peers {
-        if let SessionStatus::Down { reason: Some(reason) } = &peer.session {
-            let _ = writeln!(out, "no session with {} ({}): {reason}", peer.name, short(&peer.id));
+        if let (false, SessionStatus::Down { reason: Some(reason) }) = (peer.gossip.reachable, &peer.session)
+        {
+            let _ = writeln!(out, "{} ({}) does not answer: {reason}", peer.name, short(&peer.id));
         }
     }
     out
@@ -80,9 +81,10 @@ pub(super) fn peers(status: &Status) -> String {
 
 fn row(peer: &PeerStatus) -> [String; 9] {
     let none = || "-".to_owned();
-    let session = match &peer.session {
-        SessionStatus::Up { remote, since_seconds } => format!("{remote} {}", age(*since_seconds)),
-        SessionStatus::Down { .. } => "down".to_owned(),
+    let gossip = match (peer.gossip.reachable, peer.gossip.rtt_microseconds) {
+        (true, Some(rtt)) => format!("{:.1} ms", f64::from(rtt) / 1000.0),
+        (true, None) => "not heard yet".to_owned(),
+        (false, _) => "unreachable".to_owned(),
     };
     let mesh = match peer.mesh_ipv4 {
         Some(ipv4) => format!("{ipv4} {}", peer.mesh_ipv6),
@@ -92,7 +94,7 @@ fn row(peer: &PeerStatus) -> [String; 9] {
         peer.name.clone(),
         short(&peer.id).to_owned(),
         mesh,
-        session,
+        gossip,
         peer.tunnel.endpoint.map_or_else(none, |endpoint| endpoint.to_string()),
         peer.tunnel
             .handshake_age_seconds

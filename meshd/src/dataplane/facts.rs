@@ -43,6 +43,7 @@ pub(super) fn read(rtnl: &mut Blocking, settings: &Settings, inside: &[IpNet]) -
         router_advertisements: Vec::new(),
         prefixes: prefixes(&links, &found, &routes),
         closed: closed(&routes),
+        bridge: links.iter().any(|link| link.name == BRIDGE),
     };
     for route in routes.into_iter().filter(|route| route.protocol == PROTOCOL_RA) {
         let RouteKind::Unicast { dev, .. } = route.kind else { continue };

@@ -16,6 +16,7 @@
 //! | `message` | anyone, TCP 6783 inside TLS | what was decoded is written and decoded alike |
 //! | `genesis` | a sponsor, to a node that joins | only the canonical form of a valid document is read |
 //! | `cni_stdin` | a container runtime, environment and standard input | accepted commands are within bounds; errors are documents of the specification |
+//! | `gossip` | members, sealed | whatever comes causes at most eight datagrams, none too long; what is read is written alike |
 //! | `uapi` | root, on the engine's socket | what was parsed is written and parsed alike; errors name line and key |
 
 #![forbid(unsafe_code)]
@@ -23,6 +24,7 @@
 mod cni_stdin;
 mod frame;
 mod genesis;
+mod gossip;
 mod message;
 pub mod mutator;
 mod record;
@@ -43,8 +45,15 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: &[Target] =
-    &[frame::TARGET, record::TARGET, message::TARGET, genesis::TARGET, cni_stdin::TARGET, uapi::TARGET];
+pub const TARGETS: &[Target] = &[
+    frame::TARGET,
+    gossip::TARGET,
+    record::TARGET,
+    message::TARGET,
+    genesis::TARGET,
+    cni_stdin::TARGET,
+    uapi::TARGET,
+];
 
 /// The target of this name.
 #[must_use]

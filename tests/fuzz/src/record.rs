@@ -117,6 +117,8 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7).into(),
         ],
         lanes: vec![LaneInfo { index: 0, key: WgPublic::from_bytes([9; 32]), port: 6784 }],
+        start: 0,
+        contested: false,
     };
     let founders =
         NodeRecord { node: WORLD.founder.public(), mesh_ipv4: None, lanes: Vec::new(), ..record.clone() };

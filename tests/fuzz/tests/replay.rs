@@ -36,7 +36,7 @@ macro_rules! replay {
     };
 }
 
-replay!(frame record message genesis cni_stdin uapi);
+replay!(frame gossip record message genesis cni_stdin uapi);
 
 fn replay(name: &str) {
     let target = mesh_fuzz::target(name).expect("the target exists");

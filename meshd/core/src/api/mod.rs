@@ -26,8 +26,8 @@ pub use attach::{
 };
 pub use error::{ApiError, ErrorCode};
 pub use status::{
-    AddressStatus, Backend, ClusterStatus, ConflictStatus, IpamStatus, LaneStatus, Membership, NodeStatus,
-    OwnerStatus, PeerStatus, SessionStatus, Status, TunnelStatus, UsageStatus,
+    AddressStatus, Backend, ClusterStatus, ConflictStatus, GossipStatus, IpamStatus, LaneStatus, Membership,
+    NodeStatus, OwnerStatus, PeerStatus, SessionStatus, Status, TunnelStatus, UsageStatus,
 };
 
 /// Where the control socket of the daemon is, unless configured otherwise.

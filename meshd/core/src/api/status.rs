@@ -205,11 +205,27 @@ pub struct PeerStatus {
     pub mesh_ipv6: Ipv6Addr,
     /// The control session with it.
     pub session: SessionStatus,
+    /// What gossip knows of it. Older daemons do not say.
+    #[serde(default)]
+    pub gossip: GossipStatus,
     /// The tunnel to it.
     pub tunnel: TunnelStatus,
 }
 
-/// The control session with a member.
+/// What gossip knows of a member. It is a hint: nothing is taken from a member that is thought to be unreachable.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GossipStatus {
+    /// Whether it is thought to be reachable.
+    pub reachable: bool,
+    /// Where its datagrams come from, once some have.
+    pub address: Option<SocketAddr>,
+    /// Smoothed round-trip time, once it has answered.
+    pub rtt_microseconds: Option<u32>,
+    /// Seconds since something came from it directly.
+    pub heard_seconds: Option<u64>,
+}
+
+/// The control session with a member: there is one while there is something to say.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "state")]
 pub enum SessionStatus {
@@ -220,9 +236,9 @@ pub enum SessionStatus {
         /// Seconds since it was established.
         since_seconds: u64,
     },
-    /// None; it is dialled again and again.
+    /// None at present.
     Down {
-        /// Why the last try failed, when there was one.
+        /// Why the last one ended, or could not be made.
         reason: Option<String>,
     },
 }

@@ -4,6 +4,9 @@
 //! share the first hexadecimal digits form a range; each range has a sum over hashes of its names and contents. Whoever
 //! gets a sum that differs from its own answers with the sums of the 16 parts of that range, or, when there are few names
 //! in it, with the names. Equal nodes exchange one sum; what differs is found in as many steps as there are digits.
+//!
+//! That always ends: a range that differs has a part that does, and at the latest the range of a single name is listed.
+//! Names that somebody has chosen to begin alike therefore cost steps, but hide nothing.
 
 use std::collections::BTreeMap;
 
@@ -36,37 +39,69 @@ pub struct Content(pub [u8; 8]);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sum(pub u128);
 
-/// All names that begin with the same digits.
+/// All names that begin with the same hexadecimal digits. The digits of a name are those of its id and then those of its
+/// kind, so that the smallest ranges hold one name each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "(u8, Vec<u8>)", try_from = "(u8, Vec<u8>)")]
 pub struct Range {
-    /// How many digits, at most [`Range::DEEPEST`].
+    /// The digits, two in a byte; zeros behind them.
+    prefix: [u8; Name::LEN],
+    /// How many digits.
     digits: u8,
-    /// The digits.
-    value: u16,
+}
+
+/// The digits of a range are not as many as it says, or more than names have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not the digits of a range")]
+pub struct NotARange;
+
+impl Name {
+    const LEN: usize = 17;
+
+    fn bytes(&self) -> [u8; Self::LEN] {
+        let mut bytes = [self.kind.0; Self::LEN];
+        bytes[..16].copy_from_slice(&self.id);
+        bytes
+    }
+
+    fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
+        let [id @ .., kind] = bytes;
+        Self { id, kind: Kind(kind) }
+    }
 }
 
 impl Range {
     /// All names.
-    pub const ALL: Self = Self { digits: 0, value: 0 };
-    /// Most digits: 4,096 ranges, a few names in each with 5,000 nodes.
-    pub const DEEPEST: u8 = 3;
+    pub const ALL: Self = Self { prefix: [0; Name::LEN], digits: 0 };
+    /// All digits of a name.
+    const DEEPEST: u8 = 2 * Name::LEN as u8;
 
     /// The range of `name` with that many digits.
     fn of(name: &Name, digits: u8) -> Self {
-        let first = u16::from_be_bytes([name.id[0], name.id[1]]);
-        Self { digits, value: if digits == 0 { 0 } else { first >> (16 - 4 * u32::from(digits)) } }
+        let mut prefix = name.bytes();
+        let whole = usize::from(digits / 2);
+        if let Some(cut) = prefix.get_mut(whole) {
+            *cut &= if digits % 2 == 1 { 0xf0 } else { 0 };
+        }
+        prefix.iter_mut().skip(whole + 1).for_each(|byte| *byte = 0);
+        Self { prefix, digits }
     }
 
-    /// The 16 parts of the range; `None` when it has none.
-    fn parts(self) -> Option<impl Iterator<Item = Self>> {
-        (self.digits < Self::DEEPEST).then(|| {
-            (0..16).map(move |digit| Self { digits: self.digits + 1, value: self.value << 4 | digit })
+    /// The 16 parts of the range; none when it has room for one name only.
+    fn parts(self) -> impl Iterator<Item = Self> {
+        let parts = if self.digits < Self::DEEPEST { 16 } else { 0 };
+        (0..parts).map(move |digit| {
+            let mut prefix = self.prefix;
+            prefix[usize::from(self.digits / 2)] |=
+                if self.digits.is_multiple_of(2) { digit << 4 } else { digit };
+            Self { prefix, digits: self.digits + 1 }
         })
     }
 
-    /// Whether it is one of those that [`Catalogue`] keeps sums of: what comes from others may not be.
-    pub fn is_valid(self) -> bool {
-        self.digits <= Self::DEEPEST && u32::from(self.value) < 1 << (4 * u32::from(self.digits))
+    /// Which of its parts a name in it belongs to.
+    fn part_of(self, name: &Name) -> usize {
+        let byte = name.bytes()[usize::from(self.digits / 2).min(Name::LEN - 1)];
+        usize::from(if self.digits.is_multiple_of(2) { byte >> 4 } else { byte & 0xf })
     }
 
     fn contains(self, name: &Name) -> bool {
@@ -74,31 +109,67 @@ impl Range {
     }
 
     fn first(self) -> Name {
-        let mut id = [0; 16];
-        if self.digits > 0 {
-            let value = self.value << (16 - 4 * u32::from(self.digits));
-            id[..2].copy_from_slice(&value.to_be_bytes());
-        }
-        Name { id, kind: Kind(0) }
+        Name::from_bytes(self.prefix)
     }
 
-    /// Place of its sum: ranges with fewer digits before those with more.
-    fn place(self) -> usize {
-        let before = [0, 1, 17, 273];
-        before[usize::from(self.digits)] + usize::from(self.value)
+    fn last(self) -> Name {
+        let mut bytes = [0xff; Name::LEN];
+        let whole = usize::from(self.digits / 2);
+        bytes[..whole].copy_from_slice(&self.prefix[..whole]);
+        if self.digits % 2 == 1 {
+            bytes[whole] = self.prefix[whole] | 0xf;
+        }
+        Name::from_bytes(bytes)
+    }
+
+    /// Place of its sum, when that is kept: ranges with fewer digits before those with more.
+    fn place(self) -> Option<usize> {
+        let before = *[0, 1, 17, 273].get(usize::from(self.digits))?;
+        let value = u16::from_be_bytes([self.prefix[0], self.prefix[1]]);
+        Some(before + usize::from(value.checked_shr(16 - 4 * u32::from(self.digits)).unwrap_or(0)))
     }
 }
 
+impl From<Range> for (u8, Vec<u8>) {
+    fn from(range: Range) -> Self {
+        (range.digits, range.prefix[..usize::from(range.digits.div_ceil(2))].to_vec())
+    }
+}
+
+impl TryFrom<(u8, Vec<u8>)> for Range {
+    type Error = NotARange;
+
+    fn try_from((digits, bytes): (u8, Vec<u8>)) -> Result<Self, NotARange> {
+        let mut prefix = [0; Name::LEN];
+        if digits > Self::DEEPEST || bytes.len() != usize::from(digits.div_ceil(2)) {
+            return Err(NotARange);
+        }
+        prefix[..bytes.len()].copy_from_slice(&bytes);
+        let range = Self { prefix, digits };
+        if range == Self::of(&range.first(), digits) { Ok(range) } else { Err(NotARange) }
+    }
+}
+
+/// Digits of the ranges whose sums are kept; those of smaller ranges follow from the few names that are in them.
+const KEPT: u8 = 3;
+/// Ranges with so few digits.
 const RANGES: usize = 1 + 16 + 256 + 4096;
 
 /// Few enough names to be listed rather than to be cut into parts.
 const LISTED: usize = 8;
 
-/// Names and contents of all items of a node, with the sums of all ranges.
+/// Names and contents of all items of a node, with the sums of ranges.
 #[derive(Clone, Debug)]
 pub struct Catalogue {
-    names: BTreeMap<Name, Content>,
+    names: BTreeMap<Name, Entry>,
     sums: Box<[u128]>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    content: Content,
+    /// Of name and content.
+    hash: u128,
 }
 
 /// What to answer to somebody's sums.
@@ -138,38 +209,57 @@ impl Catalogue {
 
     /// The content of an item.
     pub fn get(&self, name: &Name) -> Option<Content> {
-        self.names.get(name).copied()
+        self.names.get(name).map(|entry| entry.content)
     }
 
     /// Notes that an item has this content now, or is gone.
     pub fn set(&mut self, name: Name, content: Option<Content>) {
-        let before = match content {
-            Some(content) => self.names.insert(name, content),
+        let entry = content.map(|content| Entry { content, hash: hash(&name, content) });
+        let before = match entry {
+            Some(entry) => self.names.insert(name, entry),
             None => self.names.remove(&name),
         };
-        let change = content
-            .map_or(0, |content| hash(&name, content))
-            .wrapping_sub(before.map_or(0, |before| hash(&name, before)));
-        for digits in 0..=Range::DEEPEST {
-            let sum = &mut self.sums[Range::of(&name, digits).place()];
-            *sum = sum.wrapping_add(change);
+        let [now, before] = [entry, before].map(|entry| entry.map_or(0, |entry| entry.hash));
+        let change = now.wrapping_sub(before);
+        for place in (0..=KEPT).filter_map(|digits| Range::of(&name, digits).place()) {
+            self.sums[place] = self.sums[place].wrapping_add(change);
         }
     }
 
-    /// The sum of a range that [is valid](Range::is_valid).
+    /// The sum of a range.
     pub fn sum(&self, range: Range) -> Sum {
-        Sum(self.sums[range.place()])
+        let count = || self.in_range(range).fold(0, |sum: u128, (_, entry)| sum.wrapping_add(entry.hash));
+        Sum(range.place().map_or_else(count, |place| self.sums[place]))
     }
 
-    /// Answers to sums of another node: at most `most` ranges that differ are gone into, the others come again.
-    pub fn compare(&self, theirs: &[(Range, Sum)], most: usize) -> Differences {
+    /// Answers to sums of another node. At most `most` ranges that differ are gone into, the others come again: `turn`
+    /// says where to begin, and should be another one each time, so that none is left out for ever. Of ranges that
+    /// overlap only one is looked at: no name is counted twice, however often it is asked for.
+    pub fn compare(&self, theirs: &[(Range, Sum)], most: usize, turn: usize) -> Differences {
         let mut found = Differences::default();
-        let differing = theirs.iter().filter(|(range, sum)| range.is_valid() && self.sum(*range) != *sum);
-        for (range, _) in differing.take(most) {
-            let few = self.in_range(*range).nth(LISTED).is_none();
-            match range.parts() {
-                Some(parts) if !few => found.sums.extend(parts.map(|part| (part, self.sum(part)))),
-                Some(_) | None => found.lists.push((*range, self.in_range(*range).collect())),
+        let mut theirs = theirs.to_vec();
+        theirs.sort_unstable_by_key(|(range, _)| *range);
+        let mut end = None;
+        let mut differing: Vec<Range> = theirs
+            .iter()
+            .filter(|(range, _)| {
+                let follows = end.is_none_or(|end| range.first() > end);
+                end = end.max(Some(range.last()));
+                follows
+            })
+            .filter(|(range, sum)| self.sum(*range) != *sum)
+            .map(|(range, _)| *range)
+            .collect();
+        if !differing.is_empty() {
+            let turn = turn % differing.len();
+            differing.rotate_left(turn);
+        }
+        for range in differing.into_iter().take(most) {
+            if self.in_range(range).nth(LISTED).is_none() {
+                let names = self.in_range(range).map(|(name, entry)| (name, entry.content));
+                found.lists.push((range, names.collect()));
+            } else {
+                found.sums.extend(range.parts().zip(self.sums_of_parts(range)));
             }
         }
         found
@@ -177,31 +267,39 @@ impl Catalogue {
 
     /// What follows from another node's list of all its names in `range`.
     pub fn settle(&self, range: Range, theirs: &[(Name, Content)]) -> Exchange {
-        let mut exchange = Exchange::default();
-        if !range.is_valid() {
-            return exchange;
-        }
         let theirs: BTreeMap<Name, Content> =
             theirs.iter().filter(|(name, _)| range.contains(name)).copied().collect();
-        for (name, content) in self.in_range(range) {
-            if theirs.get(&name) != Some(&content) {
-                exchange.give.push(name);
-            }
-        }
-        exchange.take.extend(
-            theirs
+        let ours = self.in_range(range);
+        Exchange {
+            give: ours
+                .filter(|(name, entry)| theirs.get(name) != Some(&entry.content))
+                .map(|(name, _)| name)
+                .collect(),
+            take: theirs
                 .iter()
-                .filter(|(name, content)| self.names.get(name) != Some(content))
-                .map(|(name, _)| *name),
-        );
-        exchange
+                .filter(|(name, content)| self.get(name) != Some(**content))
+                .map(|(name, _)| *name)
+                .collect(),
+        }
     }
 
-    fn in_range(&self, range: Range) -> impl Iterator<Item = (Name, Content)> {
-        self.names
-            .range(range.first()..)
-            .take_while(move |(name, _)| range.contains(name))
-            .map(|(name, content)| (*name, *content))
+    fn sums_of_parts(&self, range: Range) -> [Sum; 16] {
+        let mut sums = [Sum::default(); 16];
+        if range.digits < KEPT {
+            for (sum, part) in sums.iter_mut().zip(range.parts()) {
+                *sum = self.sum(part);
+            }
+        } else {
+            for (name, entry) in self.in_range(range) {
+                let Sum(sum) = &mut sums[range.part_of(&name)];
+                *sum = sum.wrapping_add(entry.hash);
+            }
+        }
+        sums
+    }
+
+    fn in_range(&self, range: Range) -> impl Iterator<Item = (Name, Entry)> {
+        self.names.range(range.first()..=range.last()).map(|(name, entry)| (*name, *entry))
     }
 }
 
@@ -245,9 +343,10 @@ mod tests {
             let (mut near, mut far) = (&mut *a, &mut *b);
             loop {
                 messages += 1;
-                let found = far.compare(&sums, most);
+                let found = far.compare(&sums, most, messages);
                 assert!(found.lists.len() + found.sums.len() / 16 <= most);
                 for (range, list) in &found.lists {
+                    assert!(list.len() <= LISTED);
                     let exchange = near.settle(*range, list);
                     // The larger content wins, as a record with a higher version would.
                     for name in exchange.give {
@@ -271,6 +370,15 @@ mod tests {
             }
         }
         messages
+    }
+
+    /// Names that have their first `alike` bytes in common, as somebody would choose them.
+    fn chosen(seed: u16, alike: usize) -> Name {
+        let mut bytes = [0xab; Name::LEN];
+        let [high, low] = seed.to_be_bytes();
+        bytes[alike..].iter_mut().for_each(|byte| *byte = low);
+        bytes[alike] = high;
+        Name::from_bytes(bytes)
     }
 
     proptest! {
@@ -307,6 +415,23 @@ mod tests {
             }
             prop_assert_eq!(other.sums, catalogue(&items).sums);
         }
+
+        #[test]
+        fn what_somebody_has_chosen_becomes_equal_too(
+            a in prop::collection::btree_set((any::<u16>(), 0usize..16), 0..300),
+            b in prop::collection::btree_set((any::<u16>(), 0usize..16), 0..300),
+            most in 1usize..40,
+        ) {
+            let [mut left, mut right] = [&a, &b].map(|names| {
+                let mut catalogue = Catalogue::default();
+                names.iter().for_each(|(seed, alike)| catalogue.set(chosen(*seed, *alike), Some(Content([1; 8]))));
+                catalogue
+            });
+            reconcile(&mut left, &mut right, most);
+            let union: std::collections::BTreeSet<Name> =
+                a.union(&b).map(|(seed, alike)| chosen(*seed, *alike)).collect();
+            prop_assert!(left.names.keys().eq(&union) && right.names.keys().eq(&union));
+        }
     }
 
     #[test]
@@ -320,16 +445,92 @@ mod tests {
     }
 
     #[test]
-    fn ranges_from_others_are_not_believed() {
-        let catalogue = catalogue(&BTreeMap::from([(1, 1)]));
-        for range in
-            [Range { digits: 4, value: 0 }, Range { digits: 1, value: 16 }, Range { digits: 255, value: 9 }]
-        {
-            assert_eq!(catalogue.compare(&[(range, Sum(1))], 9), Differences::default());
-            assert_eq!(catalogue.settle(range, &[(name(5), Content([0; 8]))]), Exchange::default());
+    fn five_thousand_names_that_begin_alike_are_reconciled() {
+        for alike in [2, 9, 15] {
+            let all: Vec<Name> = (0..5_000).map(|seed| chosen(seed, alike)).collect();
+            let (mut a, mut b, mut union) =
+                (Catalogue::default(), Catalogue::default(), Catalogue::default());
+            for (number, name) in all.iter().enumerate() {
+                let content = Content([1; 8]);
+                union.set(*name, Some(content));
+                // Most are known to both, some to one of them.
+                if number % 10 != 0 {
+                    a.set(*name, Some(content));
+                }
+                if number % 7 != 0 || number % 10 == 0 {
+                    b.set(*name, Some(content));
+                }
+            }
+            reconcile(&mut a, &mut b, 24);
+            assert_eq!((&a.names, &b.names), (&union.names, &union.names));
+            a.set(all[4_321], Some(Content([2; 8])));
+            let steps = reconcile(&mut a, &mut b, 24);
+            assert!(steps <= 2 * alike + 5, "one difference: {steps} messages");
         }
+    }
+
+    #[test]
+    fn names_that_differ_in_their_kinds_only_are_reconciled() {
+        let (mut a, mut b) = (Catalogue::default(), Catalogue::default());
+        for kind in 0..=255 {
+            let name = Name { id: [7; 16], kind: Kind(kind) };
+            a.set(name, Some(Content([1; 8])));
+            if kind % 3 == 0 {
+                b.set(name, Some(Content([2; 8])));
+            }
+        }
+        reconcile(&mut a, &mut b, 2);
+        assert_eq!((a.names.len(), &a.names), (256, &b.names));
+    }
+
+    #[test]
+    fn the_parts_of_a_range_make_it_up() {
+        let mut range = Range::ALL;
+        for digits in 0..Range::DEEPEST {
+            let parts: Vec<_> = range.parts().collect();
+            assert_eq!((parts[0].first(), parts[15].last()), (range.first(), range.last()));
+            for (number, part) in parts.iter().enumerate() {
+                assert_eq!(
+                    (Range::of(&part.last(), digits), Range::of(&part.first(), digits + 1)),
+                    (range, *part)
+                );
+                assert_eq!((range.part_of(&part.first()), range.part_of(&part.last())), (number, number));
+            }
+            assert!(parts.windows(2).all(|pair| pair[0].last() < pair[1].first()));
+            range = parts[usize::from(digits * 7 % 16)];
+        }
+        assert_eq!((range.first(), range.parts().count()), (range.last(), 0));
+    }
+
+    #[test]
+    fn ranges_from_others_are_not_believed() {
+        let wrong: [(u8, Vec<u8>); 6] = [
+            (35, vec![1; 18]),
+            (1, vec![0x1f]),
+            (1, vec![]),
+            (2, vec![1, 2]),
+            (255, vec![9; 128]),
+            (0, vec![0]),
+        ];
+        for range in wrong {
+            let bytes = postcard::to_allocvec(&range).unwrap();
+            assert!(postcard::from_bytes::<Range>(&bytes).is_err(), "{range:?}");
+        }
+        let catalogue = catalogue(&(0..100).map(|seed| (seed, 1)).collect());
         let foreign = Range::of(&name(1), 3);
-        let listed = catalogue.settle(foreign, &[(name(2), Content([0; 8]))]);
+        let listed = catalogue.settle(foreign, &[(name(200), Content([0; 8]))]);
         assert!(listed.take.is_empty(), "a name outside of the range it is listed in");
+        let again = vec![(Range::ALL, Sum(1)), (Range::ALL, Sum(1)), (foreign, Sum(1)), (Range::ALL, Sum(2))];
+        assert_eq!(catalogue.compare(&again, 9, 0), catalogue.compare(&again[..1], 9, 0), "once each");
+    }
+
+    #[test]
+    fn no_range_waits_for_ever() {
+        let catalogue = catalogue(&(0..100).map(|seed| (seed, 1)).collect());
+        let theirs: Vec<_> = Range::ALL.parts().map(|part| (part, Sum(1))).collect();
+        let gone_into = |turn| catalogue.compare(&theirs, 3, turn).lists.into_iter().map(|(range, _)| range);
+        let listed: std::collections::BTreeSet<_> = (0..16).flat_map(gone_into).collect();
+        let few = Range::ALL.parts().filter(|part| catalogue.in_range(*part).count() <= LISTED);
+        assert_eq!(listed.into_iter().collect::<Vec<_>>(), few.collect::<Vec<_>>());
     }
 }

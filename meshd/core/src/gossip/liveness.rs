@@ -5,6 +5,11 @@
 //! replicated of a member is only the highest (generation, incarnation) and whether it stands accused; whether it is
 //! *unreachable* each node concludes for itself, after a time that is the shorter the more members accuse it
 //! (Lifeguard, arXiv 1707.00788, section IV-B). None of this takes a tunnel, a route or an address away.
+//!
+//! Only the accused itself raises its incarnation, and only by one for an accusation of exactly its present life that a
+//! member has signed: nobody else can drive it to the end of the numbers, after which it could not answer any more. With
+//! the member goes its vote: when an accuser is removed, its accusations are withdrawn everywhere, so that those who
+//! never learn its key agree with the others.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -113,8 +118,22 @@ pub struct Entry {
     accusations: BTreeMap<NodeId, Arc<Signed<Statement>>>,
     /// When the first of the accusations came in.
     since: Option<Time>,
-    /// Bundles that have been merged lately, by hash: the same news comes from many.
-    seen: [u64; 4],
+    /// Bundles that have been merged lately: the same news comes from many.
+    seen: [Seen; 4],
+}
+
+/// Tells bundles apart: a part of a hash of their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen([u8; 8]);
+
+impl Seen {
+    /// Of the bytes as they came.
+    pub fn of(bundle: &[u8]) -> Self {
+        let hash = Sha256::digest(bundle);
+        let mut first = [0; 8];
+        first.copy_from_slice(&hash[..8]);
+        Self(first)
+    }
 }
 
 /// What a bundle has changed.
@@ -132,18 +151,15 @@ impl Entry {
         Self { life: Life { generation, incarnation: 0 }, ..Self::default() }
     }
 
-    /// Whether these bytes of a bundle have been merged lately; notes them as such.
-    pub fn has_seen(&mut self, bytes: &[u8]) -> bool {
-        let hash = Sha256::digest(bytes);
-        let mut first = [0; 8];
-        first.copy_from_slice(&hash[..8]);
-        let first = u64::from_le_bytes(first);
-        if self.seen.contains(&first) {
-            return true;
-        }
+    /// Whether a bundle has been merged lately.
+    pub fn has_seen(&self, bundle: Seen) -> bool {
+        self.seen.contains(&bundle)
+    }
+
+    /// Notes that a bundle has been merged, all of it.
+    pub fn note_seen(&mut self, bundle: Seen) {
         self.seen.rotate_right(1);
-        self.seen[0] = first;
-        false
+        self.seen[0] = bundle;
     }
 
     /// The highest life that is known.
@@ -255,6 +271,18 @@ impl Entry {
             change = Change { news: true, accused: true };
         }
         Ok(change)
+    }
+
+    /// Takes the vote of a member that is none any more; whether it had one.
+    pub fn withdraw(&mut self, accuser: &NodeId) -> bool {
+        self.accusations.remove(accuser).is_some()
+    }
+
+    /// When the accused should have answered at the latest, in a cluster of `members`: after a third of the suspicion,
+    /// so that two thirds are left for the answer to spread.
+    pub fn answer_due(&self, members: usize) -> Option<Time> {
+        let since = self.accused_since()?;
+        Some(since + self.deadline(members)?.since(since) / 3)
     }
 
     /// When a member that stands accused is taken for unreachable, in a cluster of `members`. The first accusation

@@ -10,17 +10,17 @@
 //! Members that do not answer are tried for ever, one every few seconds: a partition heals by itself.
 //!
 //! What is known is kept by a [`Store`]; only the names are kept here.
-//!
-//! The node does not use it yet: its views are kept equal over control sessions (`node/gossip.rs`), until the daemon has a
-//! socket for datagrams and the group key is handed out.
 
 pub mod catalogue;
+mod contact;
 pub mod liveness;
 mod probes;
 mod rumours;
+#[cfg(test)]
+mod tests;
 pub mod wire;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use mesh_keys::{ClusterId, NodeId, Signed};
@@ -28,7 +28,7 @@ use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore as _, SeedableRng as _};
 
 use self::catalogue::{Catalogue, Content, Kind, Name, Range, Sum};
-use self::liveness::{Bundle, Entry, Life, Statement};
+use self::liveness::{Bundle, Entry, Life, Seen, Statement};
 use self::probes::Probes;
 use self::rumours::Rumours;
 use self::wire::{Part, Writer};
@@ -42,7 +42,7 @@ pub trait Store {
     /// Takes an item from another member.
     fn offer(&mut self, kind: Kind, item: &[u8]) -> Offered;
 
-    /// Whether a statement has the signature of that member.
+    /// Whether a statement has the signature of that member, or of this node itself.
     fn check(&self, statement: &Signed<Statement>, signer: &NodeId) -> bool;
 
     /// Signs a statement about `subject`, with this node's key.
@@ -84,6 +84,19 @@ pub enum Event {
         /// Whether it is.
         reachable: bool,
     },
+    /// A member has an item that does not fit into a datagram: it has to be asked for in another way.
+    Fetch {
+        /// The member.
+        from: NodeId,
+        /// The item.
+        name: Name,
+    },
+    /// Somebody has this node's key and has answered accusations with it: this node itself before it was started again
+    /// without a new generation, or a copy of it that still runs. Its incarnation has been taken over.
+    Copied {
+        /// The highest that has been seen.
+        incarnation: u32,
+    },
 }
 
 /// Members told of news at a time.
@@ -106,13 +119,19 @@ const COMPARE: Duration = Duration::from_secs(10);
 const COMPARE_AGAIN: Duration = Duration::from_secs(1);
 /// Comparisons in quick succession after a difference.
 const COMPARISONS: u8 = 10;
-/// Ranges gone into for one datagram of sums.
-const RANGES: usize = 32;
-/// Datagrams that one of another member's can cause.
+/// Ranges gone into for one datagram of sums: what they are cut into fills the answers.
+const RANGES: usize = 24;
+/// Datagrams that one of another member's can cause at once, to whomever: nobody can make others send much by sending
+/// little. What does not fit is left out, and comparing finds it again.
 const ANSWERS: usize = 8;
+/// Names asked for in one part.
+const WANTED: usize = 48;
 /// Pause between attempts to reach one of the unreachable.
 const RETRY: Duration = Duration::from_secs(2);
-/// A node answers accusations no more often than this.
+/// A node answers accusations at once only when it has not had to for so long; otherwise when it has to, see
+/// [`Entry::answer_due`]: each answer goes to everybody, and one who accuses all the time should not decide how many.
+const CALM: Duration = Duration::from_secs(10);
+/// And never more often than this.
 const ANSWER: Duration = Duration::from_millis(200);
 
 /// One node's part in gossip.
@@ -121,24 +140,29 @@ pub struct Gossip {
     me: NodeId,
     cluster: ClusterId,
     rng: ChaCha20Rng,
-    /// This node's own.
-    life: Life,
+    /// When this node has answered accusations last.
     answered: Option<Time>,
     members: Vec<Member>,
     places: BTreeMap<NodeId, usize>,
-    unreachable: usize,
-    /// Of those of whom something has been said.
+    /// Places of those that are thought to be reachable, and of those that are not.
+    reachable: Vec<usize>,
+    unreachable: Vec<usize>,
+    /// This node's own, and those of whom something has been said.
     lives: BTreeMap<NodeId, Entry>,
     /// When those that stand accused are taken for unreachable.
     verdicts: BTreeSet<(Time, NodeId)>,
     catalogue: Catalogue,
     rumours: Rumours,
     probes: Probes,
+    /// Numbers of pings that greeted, and whom.
+    greetings: VecDeque<(u32, NodeId)>,
     next_push: Time,
     next_repeat: Time,
     next_compare: Time,
     comparisons: u8,
     next_retry: Time,
+    /// How many more datagrams may be sent because of the one that is being received.
+    budget: usize,
     events: Vec<Event>,
 }
 
@@ -150,10 +174,22 @@ struct Member {
     generation: u64,
     /// When something came from it, directly.
     heard: Option<Time>,
+    /// When its packets came through its tunnel.
+    tunnel: Option<Time>,
     /// Smoothed round-trip time in microseconds; 0 when it is not known.
     rtt: u32,
     reachable: bool,
+    /// Its place in the list of those that are as reachable.
+    rank: usize,
     verdict: Option<Time>,
+}
+
+/// What one datagram is answered with.
+#[derive(Default)]
+struct Reply {
+    writer: Writer,
+    /// The sums that were in it, to be compared all at once.
+    sums: Vec<(Range, Sum)>,
 }
 
 impl Gossip {
@@ -163,21 +199,23 @@ impl Gossip {
             me,
             cluster,
             rng: ChaCha20Rng::from_seed(seed),
-            life: Life { generation, incarnation: 0 },
             answered: None,
             members: Vec::new(),
             places: BTreeMap::new(),
-            unreachable: 0,
-            lives: BTreeMap::new(),
+            reachable: Vec::new(),
+            unreachable: Vec::new(),
+            lives: BTreeMap::from([(me, Entry::new(generation))]),
             verdicts: BTreeSet::new(),
             catalogue: Catalogue::default(),
             rumours: Rumours::default(),
             probes: Probes::new(now),
+            greetings: VecDeque::new(),
             next_push: now,
             next_repeat: now,
             next_compare: now,
             comparisons: 0,
             next_retry: now,
+            budget: usize::MAX,
             events: Vec::new(),
         };
         // Nodes that start together do not act in step.
@@ -200,6 +238,7 @@ impl Gossip {
     /// Takes an item out of the catalogue: it is no more.
     pub fn remove(&mut self, name: Name) {
         self.catalogue.set(name, None);
+        self.rumours.forget(&name);
     }
 
     /// There is something new from this node itself.
@@ -215,7 +254,19 @@ impl Gossip {
         }
         let Some(place) = self.places.get(&id).copied() else {
             let place = self.members.len();
-            self.members.push(Member { id, generation, heard: None, rtt: 0, reachable: true, verdict: None });
+            let rank = self.reachable.len();
+            self.reachable.push(place);
+            let new = Member {
+                id,
+                generation,
+                heard: None,
+                tunnel: None,
+                rtt: 0,
+                reachable: true,
+                rank,
+                verdict: None,
+            };
+            self.members.push(new);
             self.places.insert(id, place);
             let at = self.rng.next_u32();
             self.probes.add(place, at);
@@ -232,25 +283,34 @@ impl Gossip {
         }
     }
 
-    /// A member is none any more.
+    /// A member is none any more: it gets nothing, nothing is taken from it, and its vote against others is withdrawn.
+    /// Those that were found unreachable with that vote remain so until they are heard of.
     pub fn remove_member(&mut self, id: &NodeId) {
         let Some(place) = self.places.remove(id) else { return };
         self.set_verdict(place, None);
-        self.unreachable -= usize::from(!self.members[place].reachable);
+        self.leave_rank(place);
         let last = self.members.len() - 1;
         self.members.swap_remove(place);
         if let Some(moved) = self.members.get(place) {
-            self.places.insert(moved.id, place);
+            let (id, reachable, rank) = (moved.id, moved.reachable, moved.rank);
+            self.places.insert(id, place);
+            self.ranks(reachable)[rank] = place;
         }
-        self.probes.remove(place, last);
+        self.probes.remove(id, place, last);
         self.lives.remove(id);
-        self.catalogue.set(life_name(*id), None);
+        self.remove(life_name(*id));
+        let of_whom = self.lives.iter_mut().filter_map(|(of, entry)| entry.withdraw(id).then_some(*of));
+        for of in of_whom.collect::<Vec<_>>() {
+            self.note_life(of);
+        }
     }
 
-    /// A tunnel says that a member is alive: its packets come in.
+    /// A tunnel says that a member is alive: its packets come in. `now` is when that was seen. It counts as the answer to
+    /// a probe.
     pub fn heard(&mut self, id: &NodeId, now: Time) {
-        if let Some(place) = self.places.get(id) {
-            self.members[*place].heard = Some(now);
+        if let Some(place) = self.places.get(id).copied() {
+            self.members[place].tunnel = Some(now);
+            self.probes.answered_otherwise(id);
             self.set_reachable(*id, true);
         }
     }
@@ -262,7 +322,13 @@ impl Gossip {
 
     /// Number of members that are thought to be unreachable.
     pub fn unreachable(&self) -> usize {
-        self.unreachable
+        self.unreachable.len()
+    }
+
+    /// The life of a member or of this node itself, as far as it is known.
+    pub fn life_of(&self, id: &NodeId) -> Option<Life> {
+        let begun = |place: &usize| Life { generation: self.members[*place].generation, incarnation: 0 };
+        self.lives.get(id).map(Entry::life).or_else(|| self.places.get(id).map(begun))
     }
 
     /// One value that nodes have in common that know the same.
@@ -279,8 +345,9 @@ impl Gossip {
     pub fn poll_timeout(&self) -> Time {
         let push = (!self.rumours.is_empty()).then_some(self.next_push);
         let verdict = self.verdicts.first().map(|(due, _)| *due);
-        let retry = (self.unreachable > 0).then_some(self.next_retry);
-        let times = [push, verdict, retry, Some(self.probes.next_due()), Some(self.next_compare)];
+        let retry = (!self.unreachable.is_empty()).then_some(self.next_retry);
+        let probe = Some(self.probes.next_due());
+        let times = [push, verdict, retry, probe, self.answer_due(), Some(self.next_compare)];
         times.into_iter().flatten().min().unwrap_or(self.next_compare)
     }
 
@@ -290,6 +357,7 @@ impl Gossip {
         while let Some((due, id)) = self.verdicts.first().copied().filter(|(due, _)| *due <= now) {
             self.judge(id, due, now);
         }
+        self.defend(store, now);
         if now >= self.next_push && !self.rumours.is_empty() {
             self.push(store, now);
         }
@@ -304,15 +372,19 @@ impl Gossip {
         }
     }
 
-    /// Takes a payload that came from a member.
-    pub fn receive(&mut self, from: NodeId, payload: &[u8], store: &mut impl Store, now: Time) {
+    /// Takes a payload that came from a member. `proved`: it was sent just now, and not repeated by somebody else.
+    pub fn receive(&mut self, from: NodeId, payload: &[u8], proved: bool, store: &mut impl Store, now: Time) {
         let Some(place) = self.places.get(&from).copied() else { return };
-        self.members[place].heard = Some(now);
-        let mut reply = Writer::default();
-        if !self.members[place].reachable {
+        if proved {
+            self.members[place].heard = Some(now);
+        }
+        // One is kept for what is in the writer at the end.
+        self.budget = ANSWERS - 1;
+        let mut reply = Reply::default();
+        if proved && !self.members[place].reachable {
             self.set_reachable(from, true);
             // Where there was a partition there is much to tell; and it should know that it stands accused.
-            reply.push(&Part::Sums(vec![(Range::ALL, self.fingerprint())]));
+            reply.writer.push(&Part::Sums(vec![(Range::ALL, self.fingerprint())]));
             self.ping_once(from);
         }
         for part in wire::read(payload) {
@@ -321,32 +393,41 @@ impl Gossip {
                 Err(error) => tracing::debug!(peer = %from.short(), %error, "part of a datagram dropped"),
             }
         }
-        self.send(from, &mut reply);
+        self.answer_sums(from, &mut reply);
+        self.budget = usize::MAX;
+        self.send(from, &mut reply.writer);
     }
 
-    fn take(&mut self, from: NodeId, part: Part, reply: &mut Writer, store: &mut impl Store, now: Time) {
+    fn take(&mut self, from: NodeId, part: Part, reply: &mut Reply, store: &mut impl Store, now: Time) {
         match part {
-            Part::Ping { number, accused } => {
-                self.answer(from, reply, Part::Ack { number });
-                if let Some(life) = accused {
-                    self.defend(life, store, now);
-                }
+            Part::Ping { number } => {
+                self.answer(from, reply, &Part::Ack { number });
             }
             Part::Ack { number } => self.take_ack(from, number, now),
             Part::Ask { number, target } => self.take_ask(from, number, target, now),
-            Part::Nack { number } => self.probes.take_nack(number),
-            Part::Sums(sums) => self.take_sums(from, &sums, reply),
+            Part::Nack { number } => self.probes.take_nack(from, number),
+            Part::Sums(sums) => reply.sums.extend(sums),
+            // What would not be answered is not looked up.
+            Part::List { .. } | Part::Want(_) if self.budget == 0 => {}
             Part::List { range, names } => {
-                let exchange = self.catalogue.settle(range, &names);
+                let mut exchange = self.catalogue.settle(range, &names);
                 if !exchange.give.is_empty() || !exchange.take.is_empty() {
                     self.compare_soon(now);
                 }
-                self.give(from, exchange.give, reply, store);
-                for names in exchange.take.chunks(48).take(ANSWERS) {
-                    self.answer(from, reply, Part::Want(names.to_vec()));
+                for names in exchange.take.chunks(WANTED) {
+                    self.answer(from, reply, &Part::Want(names.to_vec()));
+                }
+                // Not all of it may fit; next time it is something else.
+                let start = self.turn() % exchange.give.len().max(1);
+                exchange.give.rotate_left(start);
+                self.give(from, &exchange.give, reply, store);
+            }
+            Part::Want(names) => self.give(from, &names, reply, store),
+            Part::Have { name, content } => {
+                if self.catalogue.get(&name) != Some(content) {
+                    self.events.push(Event::Fetch { from, name });
                 }
             }
-            Part::Want(names) => self.give(from, names, reply, store),
             Part::Item { kind: Kind::LIVENESS, bytes } => self.take_life(&bytes, store, now),
             Part::Item { kind, bytes } => match store.offer(kind, &bytes) {
                 Offered::New { name, content, member } => {
@@ -360,16 +441,22 @@ impl Gossip {
         }
     }
 
-    /// Puts a part into the answer, which is sent when it is full.
-    fn answer(&mut self, to: NodeId, reply: &mut Writer, part: Part) {
-        if !reply.push(&part) {
-            self.send(to, reply);
-            reply.push(&part);
+    /// Puts a part into the answer, which is sent when it is full; whether there was room.
+    fn answer(&mut self, to: NodeId, reply: &mut Reply, part: &Part) -> bool {
+        if reply.writer.push(part) {
+            return true;
         }
+        if self.budget == 0 {
+            return false;
+        }
+        self.send(to, &mut reply.writer);
+        reply.writer.push(part)
     }
 
+    /// Sends what has been written, if the budget allows.
     fn send(&mut self, to: NodeId, writer: &mut Writer) {
-        if !writer.is_empty() {
+        if !writer.is_empty() && self.budget > 0 {
+            self.budget -= 1;
             self.events.push(Event::Send { to, payload: writer.take() });
         }
     }
@@ -382,11 +469,11 @@ impl Gossip {
     }
 
     fn push(&mut self, store: &impl Store, now: Time) {
-        let limit = if self.rumours.len() > MANY || self.is_partitioned() {
-            TOLD_OF_MANY
-        } else {
-            let digits = (self.members.len() + 1).ilog10() as u8 + 1;
-            4 * digits
+        let digits = (self.members.len() + 1).ilog10() as u8 + 1;
+        let (many, partitioned) = (self.rumours.len() > MANY, self.is_partitioned());
+        let limit = |kind| {
+            let rarely = many || partitioned && kind == Kind::LIVENESS;
+            if rarely { TOLD_OF_MANY } else { 4 * digits }
         };
         let untold_only = now < self.next_repeat;
         let names = self.rumours.take(MOST_NAMES, untold_only);
@@ -397,11 +484,18 @@ impl Gossip {
             while let Some(name) = names.peek().copied() {
                 match item(&self.lives, store, &name) {
                     Some(bytes) if writer.push_item(name.kind, &bytes) => {
-                        self.rumours.told(name, FANOUT as u8, limit);
+                        self.rumours.told(name, FANOUT as u8, limit(name.kind));
                     }
                     Some(_) if !writer.is_empty() => break,
-                    // Gone; or longer than a datagram, which is nothing for gossip.
-                    Some(_) | None => self.rumours.forget(&name),
+                    // Longer than a datagram.
+                    Some(_) => {
+                        if let Some(content) = self.catalogue.get(&name)
+                            && writer.push(&Part::Have { name, content })
+                        {
+                            self.rumours.told(name, FANOUT as u8, limit(name.kind));
+                        }
+                    }
+                    None => self.rumours.forget(&name),
                 }
                 names.next();
             }
@@ -445,32 +539,33 @@ impl Gossip {
         self.next_compare = self.next_compare.min(soon);
     }
 
-    fn take_sums(&mut self, from: NodeId, sums: &[(Range, Sum)], reply: &mut Writer) {
-        let differences = self.catalogue.compare(sums, RANGES);
-        let mut budget = ANSWERS * 2;
+    fn answer_sums(&mut self, from: NodeId, reply: &mut Reply) {
+        if reply.sums.is_empty() {
+            return;
+        }
+        let turn = self.turn();
+        let differences = self.catalogue.compare(&reply.sums, RANGES, turn);
         for (range, names) in differences.lists {
-            // A list that is cut would make the rest seem to be missing.
-            if names.len() <= 40 && budget > 0 {
-                budget -= 1;
-                self.answer(from, reply, Part::List { range, names });
-            }
+            self.answer(from, reply, &Part::List { range, names });
         }
         for sums in differences.sums.chunks(16) {
-            self.answer(from, reply, Part::Sums(sums.to_vec()));
+            self.answer(from, reply, &Part::Sums(sums.to_vec()));
         }
     }
 
-    fn give(&mut self, to: NodeId, names: Vec<Name>, reply: &mut Writer, store: &impl Store) {
-        let mut sent = 0;
+    fn give(&mut self, to: NodeId, names: &[Name], reply: &mut Reply, store: &impl Store) {
         for name in names {
-            let Some(bytes) = item(&self.lives, store, &name) else { continue };
-            if !reply.push_item(name.kind, &bytes) {
-                sent += 1;
-                if sent >= ANSWERS {
-                    return;
-                }
-                self.send(to, reply);
-                reply.push_item(name.kind, &bytes);
+            let Some(bytes) = item(&self.lives, store, name) else { continue };
+            let item = Part::Item { kind: name.kind, bytes };
+            if self.answer(to, reply, &item) {
+                continue;
+            }
+            if self.budget == 0 {
+                return;
+            }
+            // Longer than a datagram.
+            if let Some(content) = self.catalogue.get(name) {
+                self.answer(to, reply, &Part::Have { name: *name, content });
             }
         }
     }
@@ -479,38 +574,30 @@ impl Gossip {
 
     fn take_life(&mut self, bytes: &[u8], store: &mut impl Store, now: Time) {
         let Ok((bundle, _newer)) = postcard::take_from_bytes::<Bundle>(bytes) else { return };
-        if bundle.subject == self.me {
-            let lives = bundle.accusations.iter().filter_map(|signed| Some((signed, signed.decode().ok()?)));
-            for (signed, statement) in lives.collect::<Vec<_>>() {
-                if statement.life() >= self.life && store.check(signed, &statement.signer()) {
-                    self.defend(statement.life(), store, now);
-                }
-            }
+        let id = bundle.subject;
+        let seen = Seen::of(bytes);
+        if self.lives.get(&id).is_some_and(|entry| entry.has_seen(seen)) {
             return;
         }
-        if self.entry(bundle.subject).is_some_and(|entry| !entry.has_seen(bytes)) {
-            self.merge_life(&bundle, store, now);
+        // One that is refused may be right later, when the grounds are known.
+        if self.merge_life(&bundle, store, now)
+            && let Some(entry) = self.lives.get_mut(&id)
+        {
+            entry.note_seen(seen);
         }
     }
 
-    /// What is known of a member's life; made when it is not there, `None` for those that are no members.
-    fn entry(&mut self, id: NodeId) -> Option<&mut Entry> {
-        let member = &self.members[*self.places.get(&id)?];
-        Some(self.lives.entry(id).or_insert_with(|| Entry::new(member.generation)))
-    }
-
-    /// The last life of a member that is known.
-    fn life_of(&self, id: &NodeId) -> Option<Life> {
-        let begun = |place: &usize| Life { generation: self.members[*place].generation, incarnation: 0 };
-        self.lives.get(id).map(Entry::life).or_else(|| self.places.get(id).map(begun))
-    }
-
-    fn merge_life(&mut self, bundle: &Bundle, store: &mut impl Store, now: Time) {
+    /// Merges what somebody knows of a member's life, or of this node's; whether all of it was right.
+    fn merge_life(&mut self, bundle: &Bundle, store: &mut impl Store, now: Time) -> bool {
         let id = bundle.subject;
-        let cluster = self.cluster;
-        let Some(entry) = self.entry(id) else { return };
+        let Some(Life { generation, .. }) = self.life_of(&id) else { return false };
+        let entry = self.lives.entry(id).or_insert_with(|| Entry::new(generation));
         let (before, content) = (entry.life(), entry.content());
-        let merged = entry.merge(&cluster, bundle, now, |statement, signer| store.check(statement, signer));
+        let (me, places) = (self.me, &self.places);
+        let has_vote = |signer: &NodeId| *signer == id || *signer == me || places.contains_key(signer);
+        let check = |statement: &_, signer: &_| has_vote(signer) && store.check(statement, signer);
+        let merged = entry.merge(&self.cluster, bundle, now, check);
+        let is_right = merged.is_ok();
         let accused = entry.is_accused();
         let changed = entry.content() != content;
         let change = merged.unwrap_or_else(|error| {
@@ -518,11 +605,20 @@ impl Gossip {
             liveness::Change { news: changed, accused: false }
         });
         if !change.news {
-            return;
+            return is_right;
         }
-        let answered = entry.life() > before;
+        let life = entry.life();
+        let answered = life > before;
         let accusers = entry.accusers();
         self.note_life(id);
+        if id == self.me {
+            if answered {
+                tracing::warn!(incarnation = life.incarnation, "another node speaks with this node's key");
+                self.events.push(Event::Copied { incarnation: life.incarnation });
+            }
+            self.defend(store, now);
+            return is_right;
+        }
         // Where many stand accused there is a partition: one vote each is enough then, and spares the network.
         let few = !self.is_partitioned();
         if few || answered || accusers == 1 {
@@ -534,11 +630,12 @@ impl Gossip {
         if few && change.accused && accusers < liveness::ACCUSERS {
             self.see_for_oneself(id, now);
         }
+        is_right
     }
 
     /// Whether so many stand accused that it is not they who have failed but the network.
     fn is_partitioned(&self) -> bool {
-        self.verdicts.len() + self.unreachable > MANY.min(self.members.len() / 20).max(5)
+        self.verdicts.len() + self.unreachable.len() > MANY.min(self.members.len() / 20).max(5)
     }
 
     /// Keeps catalogue and verdict in step with what is known of a life.
@@ -567,52 +664,74 @@ impl Gossip {
             self.verdicts.remove(&(due, id));
             return;
         };
-        let since = self.lives.get(&id).and_then(Entry::accused_since);
         self.set_verdict(place, None);
-        // What this node has heard itself counts for more than what others say.
-        let heard = self.members[place].heard;
-        if since.is_some_and(|since| heard.is_none_or(|heard| heard < since)) {
+        let Some(entry) = self.lives.get(&id) else { return };
+        let (Some(since), Some(deadline)) = (entry.accused_since(), entry.deadline(self.members.len() + 1))
+        else {
+            return;
+        };
+        // What this node has heard itself counts for more than what others say: the time to answer begins anew with it.
+        let heard = self.members[place].heard.max(self.members[place].tunnel);
+        let due = deadline.max(heard.unwrap_or(since) + deadline.since(since));
+        if due <= now {
             self.set_reachable(id, false);
-        } else if since.is_some() {
-            self.set_verdict(place, Some(now + Duration::from_secs(5)));
+        } else {
+            self.set_verdict(place, Some(due));
         }
     }
 
     fn set_reachable(&mut self, id: NodeId, reachable: bool) {
         let Some(place) = self.places.get(&id).copied() else { return };
-        let member = &mut self.members[place];
-        if std::mem::replace(&mut member.reachable, reachable) == reachable {
+        if self.members[place].reachable == reachable {
             return;
         }
-        if reachable {
-            self.unreachable -= 1;
-        } else {
-            self.unreachable += 1;
-        }
+        self.leave_rank(place);
+        let ranks = self.ranks(reachable);
+        ranks.push(place);
+        let rank = ranks.len() - 1;
+        (self.members[place].reachable, self.members[place].rank) = (reachable, rank);
         self.events.push(Event::Reachable { node: id, reachable });
         self.note_life(id);
     }
 
-    /// Says that this node is alive, if it stands accused in its present life.
-    fn defend(&mut self, accused: Life, store: &mut impl Store, now: Time) {
-        if accused < self.life
-            || accused.generation != self.life.generation
-            || self.answered.is_some_and(|at| now.since(at) < ANSWER)
-        {
+    fn ranks(&mut self, reachable: bool) -> &mut Vec<usize> {
+        if reachable { &mut self.reachable } else { &mut self.unreachable }
+    }
+
+    /// Takes a member out of the list of those that are as reachable.
+    fn leave_rank(&mut self, place: usize) {
+        let Member { reachable, rank, .. } = self.members[place];
+        let ranks = self.ranks(reachable);
+        ranks.swap_remove(rank);
+        if let Some(moved) = ranks.get(rank).copied() {
+            self.members[moved].rank = rank;
+        }
+    }
+
+    /// When this node is to say that it is alive: if it stands accused, and has an incarnation left to say so.
+    fn answer_due(&self) -> Option<Time> {
+        let own = self.lives.get(&self.me).filter(|own| own.life().incarnation < u32::MAX)?;
+        let since = own.accused_since()?;
+        let Some(answered) = self.answered else { return Some(since) };
+        let calm = since.since(answered) >= CALM;
+        let due = if calm { Some(since) } else { own.answer_due(self.members.len() + 1) };
+        due.map(|due| due.max(answered + ANSWER))
+    }
+
+    /// Says that this node is alive, if that is due.
+    fn defend(&mut self, store: &mut impl Store, now: Time) {
+        if self.answer_due().is_none_or(|due| due > now) {
             return;
         }
-        let Some(incarnation) = accused.incarnation.checked_add(1) else { return };
-        let life = Life { incarnation, ..accused };
-        let Some(signed) = store.sign(self.me, life) else { return };
         self.answered = Some(now);
-        self.life = life;
+        let Some(own) = self.lives.get_mut(&self.me) else { return };
+        // Never beyond the last: that is not due.
+        let life = Life { incarnation: own.life().incarnation.saturating_add(1), ..own.life() };
+        let Some(signed) = store.sign(self.me, life) else { return };
         let bundle = Bundle { subject: self.me, alive: Some(signed), accusations: Vec::new() };
-        let mut entry = Entry::new(life.generation);
         // Our own signature needs no check.
-        if entry.merge(&self.cluster, &bundle, now, |_, _| true).is_ok() {
-            let content = entry.content();
-            self.lives.insert(self.me, entry);
-            self.catalogue.set(life_name(self.me), content);
+        if own.merge(&self.cluster, &bundle, now, |_, _| true).is_ok() {
+            self.note_life(self.me);
             self.spread(life_name(self.me), now);
         }
     }
@@ -638,15 +757,17 @@ impl Gossip {
         span * 4 / 5 + span * 2 / 5 * share / 65_536
     }
 
+    /// Where to begin when not everything can be done.
+    fn turn(&mut self) -> usize {
+        self.rng.next_u32() as usize
+    }
+
     /// A member that is thought to be reachable, or one that is not.
     fn pick(&mut self, reachable: bool) -> Option<NodeId> {
-        let fitting = if reachable { self.members.len() - self.unreachable } else { self.unreachable };
-        if fitting == 0 {
-            return None;
-        }
-        let start = self.rng.next_u32() as usize % self.members.len();
-        let (before, after) = self.members.split_at(start);
-        after.iter().chain(before).find(|member| member.reachable == reachable).map(|member| member.id)
+        let random = self.turn();
+        let ranks = self.ranks(reachable);
+        let place = *ranks.get(random.checked_rem(ranks.len())?)?;
+        Some(self.members[place].id)
     }
 
     /// Up to `count` different members that are thought to be reachable, none of them `but`.

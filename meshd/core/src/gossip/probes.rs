@@ -6,6 +6,7 @@ use std::time::Duration;
 use mesh_keys::NodeId;
 use rand_core::RngCore as _;
 
+use super::catalogue::Kind;
 use super::wire::{Part, Writer};
 use super::{Gossip, Member, Store};
 use crate::time::Time;
@@ -23,12 +24,19 @@ const ROUND_TRIPS: u32 = 4;
 const UNKNOWN_WAIT: Duration = Duration::from_millis(600);
 /// Probes under way at a time.
 const MAX_PROBES: usize = 8;
-/// Probes on behalf of others at a time: beyond that they get no answer, as from a node that is busy.
+/// Probes on behalf of others at a time, of one of them no more than it can have under way itself: beyond that they get no
+/// answer, as from a node that is busy.
 const MAX_ASKED: usize = 64;
 /// Highest local health score: with 7 all waits are eight times as long (Lifeguard, section IV-A).
 const WORST: u32 = 7;
 /// A member that has been heard of so lately is not probed.
 const FRESH: Duration = Duration::from_millis(500);
+/// Nor one whose packets have come through its tunnel so lately: somewhat longer than the second in which counters are
+/// looked at. As long as this lasts nobody begins to doubt; with two seconds, a crash among ten that talk to each other all
+/// the time was known to all after 5.4 s, of which 5 are asked.
+const TUNNEL_FRESH: Duration = Duration::from_millis(1200);
+/// Members passed over in search of one to probe: when so many are fresh, this turn can do without.
+const PASSED_OVER: usize = 16;
 /// How many members see for themselves when one is accused, on average.
 const WITNESSES: u32 = 6;
 
@@ -39,7 +47,6 @@ pub(super) struct Probes {
     order: Vec<usize>,
     turn: usize,
     next: Time,
-    number: u32,
     own: BTreeMap<u32, Probe>,
     asked: BTreeMap<u32, Asked>,
     /// How unwell this node itself seems to be.
@@ -51,8 +58,8 @@ struct Probe {
     target: NodeId,
     sent: Time,
     due: Time,
-    /// Whom we asked for help; none while we wait for a direct answer.
-    helpers: usize,
+    /// Whom we asked for help; nobody while we wait for a direct answer.
+    helpers: Vec<NodeId>,
     nacks: usize,
     again: bool,
 }
@@ -60,21 +67,14 @@ struct Probe {
 #[derive(Debug)]
 struct Asked {
     by: NodeId,
+    target: NodeId,
     number: u32,
     due: Time,
 }
 
 impl Probes {
     pub(super) fn new(now: Time) -> Self {
-        Self {
-            order: Vec::new(),
-            turn: 0,
-            next: now,
-            number: 0,
-            own: BTreeMap::new(),
-            asked: BTreeMap::new(),
-            score: 0,
-        }
+        Self { order: Vec::new(), turn: 0, next: now, own: BTreeMap::new(), asked: BTreeMap::new(), score: 0 }
     }
 
     /// Puts the first probe off by a part of the period.
@@ -90,10 +90,21 @@ impl Probes {
         self.order.swap(at, last);
     }
 
-    /// The member in `place` has gone, and the last one has taken its place.
-    pub(super) fn remove(&mut self, place: usize, last: usize) {
+    /// The member in `place` has gone, and the last one has taken its place. Whatever was to be found out about the one
+    /// that has gone, or on its behalf, is no longer of interest.
+    pub(super) fn remove(&mut self, id: &NodeId, place: usize, last: usize) {
         self.order.retain(|other| *other != place);
         self.order.iter_mut().filter(|other| **other == last).for_each(|other| *other = place);
+        if self.turn >= self.order.len() {
+            self.turn = 0;
+        }
+        self.own.retain(|_, probe| probe.target != *id);
+        self.asked.retain(|_, asked| asked.by != *id);
+    }
+
+    /// A member has been heard of in another way: that answers probes of it.
+    pub(super) fn answered_otherwise(&mut self, id: &NodeId) {
+        self.own.retain(|_, probe| probe.target != *id);
     }
 
     pub(super) fn next_due(&self) -> Time {
@@ -102,14 +113,24 @@ impl Probes {
         own.chain(asked).fold(self.next, Time::min)
     }
 
-    pub(super) fn take_nack(&mut self, number: u32) {
-        if let Some(probe) = self.own.get_mut(&number) {
+    /// Whether `number` is that of a probe of `target` under way.
+    pub(super) fn awaits(&self, number: u32, target: &NodeId) -> bool {
+        self.own.get(&number).is_some_and(|probe| probe.target == *target)
+    }
+
+    pub(super) fn take_nack(&mut self, from: NodeId, number: u32) {
+        if let Some(probe) = self.own.get_mut(&number).filter(|probe| probe.helpers.contains(&from)) {
             probe.nacks += 1;
         }
     }
 }
 
 impl Member {
+    fn is_fresh(&self, now: Time) -> bool {
+        let within = |heard: Option<Time>, span| heard.is_some_and(|heard| now.since(heard) < span);
+        within(self.heard, FRESH) || within(self.tunnel, TUNNEL_FRESH)
+    }
+
     fn wait(&self) -> Duration {
         match self.rtt {
             0 => UNKNOWN_WAIT,
@@ -151,32 +172,30 @@ impl Gossip {
 
     /// Whose turn it is: members that are thought to be reachable and have not been heard of just now.
     fn next_target(&mut self, now: Time) -> Option<NodeId> {
-        for _ in 0..self.probes.order.len() {
-            if self.probes.turn == 0 {
-                // Fisher and Yates; each round in another order.
-                for last in (1..self.probes.order.len()).rev() {
-                    let other = self.rng.next_u32() as usize % (last + 1);
-                    self.probes.order.swap(last, other);
-                }
-            }
-            let place = self.probes.order[self.probes.turn];
-            self.probes.turn = (self.probes.turn + 1) % self.probes.order.len();
-            let member = &self.members[place];
-            if member.reachable && member.heard.is_none_or(|heard| now.since(heard) >= FRESH) {
+        let members = self.probes.order.len();
+        for _ in 0..members.min(PASSED_OVER) {
+            // Fisher and Yates, a step at a time: each round is in another order.
+            let turn = self.probes.turn;
+            let other = turn + self.rng.next_u32() as usize % (members - turn);
+            self.probes.order.swap(turn, other);
+            self.probes.turn = (turn + 1) % members;
+            let member = &self.members[self.probes.order[turn]];
+            if member.reachable && !member.is_fresh(now) {
                 return Some(member.id);
             }
         }
         None
     }
 
-    fn probe(&mut self, target: NodeId, now: Time) {
-        if self.probes.own.len() >= MAX_PROBES || self.probes.own.values().any(|probe| probe.target == target)
-        {
+    pub(super) fn probe(&mut self, target: NodeId, now: Time) {
+        let probed = self.probes.own.values().any(|probe| probe.target == target);
+        // A probe whose ping is not sent would end in an accusation.
+        if self.probes.own.len() >= MAX_PROBES || probed || self.budget == 0 {
             return;
         }
         let wait = self.wait_for(&target);
         let number = self.ping_once(target);
-        let probe = Probe { target, sent: now, due: now + wait, helpers: 0, nacks: 0, again: false };
+        let probe = Probe { target, sent: now, due: now + wait, helpers: Vec::new(), nacks: 0, again: false };
         self.probes.own.insert(number, probe);
     }
 
@@ -187,15 +206,22 @@ impl Gossip {
 
     /// Sends a ping and returns its number.
     pub(super) fn ping_once(&mut self, target: NodeId) -> u32 {
-        self.probes.number = self.probes.number.wrapping_add(1);
-        let number = self.probes.number;
+        // Nobody can know it but who gets the ping.
+        let number = self.rng.next_u32();
         self.ping_as(target, number);
         number
     }
 
+    /// With the accusations of the one that is pinged, so that it can answer them.
     fn ping_as(&mut self, target: NodeId, number: u32) {
-        let accused = self.lives.get(&target).filter(|entry| entry.is_accused()).map(|entry| entry.life());
-        self.send_part(target, &Part::Ping { number, accused });
+        let mut writer = Writer::default();
+        writer.push(&Part::Ping { number });
+        if let Some(entry) = self.lives.get(&target).filter(|entry| entry.is_accused())
+            && let Ok(bundle) = postcard::to_allocvec(&entry.bundle(target))
+        {
+            writer.push_item(Kind::LIVENESS, &bundle);
+        }
+        self.send(target, &mut writer);
     }
 
     fn send_part(&mut self, to: NodeId, part: &Part) {
@@ -216,21 +242,27 @@ impl Gossip {
                 self.send_part(*helper, &Part::Ask { number, target });
             }
             if let Some(probe) = self.probes.own.get_mut(&number) {
-                (probe.again, probe.helpers, probe.due) = (true, helpers.len(), now + wait);
+                (probe.again, probe.helpers, probe.due) = (true, helpers, now + wait);
             }
             return;
         }
         let Some(probe) = self.probes.own.remove(&number) else { return };
         // Helpers that do not even say that they have failed: it may well be this node that is cut off.
-        if probe.helpers > 0 && probe.nacks == 0 {
+        if !probe.helpers.is_empty() && probe.nacks == 0 {
             self.probes.score = (self.probes.score + 1).min(WORST);
         }
         self.accuse(target, store, now);
     }
 
     pub(super) fn take_ack(&mut self, from: NodeId, number: u32, now: Time) {
-        if let Some(asked) = self.probes.asked.remove(&number) {
+        if self.probes.asked.get(&number).is_some_and(|asked| asked.target == from)
+            && let Some(asked) = self.probes.asked.remove(&number)
+        {
             self.send_part(asked.by, &Part::Ack { number: asked.number });
+        }
+        // Only the one that was pinged, or who was asked to ping it, can say so.
+        let may_answer = |probe: &Probe| probe.target == from || probe.helpers.contains(&from);
+        if !self.probes.own.get(&number).is_some_and(may_answer) {
             return;
         }
         let Some(probe) = self.probes.own.remove(&number) else { return };
@@ -246,12 +278,14 @@ impl Gossip {
     }
 
     pub(super) fn take_ask(&mut self, by: NodeId, number: u32, target: NodeId, now: Time) {
-        if self.probes.asked.len() >= MAX_ASKED || !self.places.contains_key(&target) {
+        let of_this = self.probes.asked.values().filter(|asked| asked.by == by).count();
+        let busy = self.probes.asked.len() >= MAX_ASKED || of_this >= MAX_PROBES || self.budget == 0;
+        if busy || !self.places.contains_key(&target) {
             return;
         }
         let due = now + self.wait_for(&target);
         let own = self.ping_once(target);
-        self.probes.asked.insert(own, Asked { by, number, due });
+        self.probes.asked.insert(own, Asked { by, target, number, due });
     }
 
     /// A member was accused by somebody else: some of the others look for themselves. If it is dead, that is sooner

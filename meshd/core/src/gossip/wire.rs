@@ -13,7 +13,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::catalogue::{Content, Kind, Name, Range, Sum};
-use super::liveness::Life;
 
 /// Most bytes of a payload: what a sealed datagram has room for.
 pub const MAX_PAYLOAD: usize = mesh_keys::frame::MAX_PAYLOAD;
@@ -27,8 +26,6 @@ pub enum Part {
     Ping {
         /// To be put into the answer.
         number: u32,
-        /// The life of the receiver in which it stands accused, so that it can answer.
-        accused: Option<Life>,
     },
     /// It is.
     Ack {
@@ -58,6 +55,13 @@ pub enum Part {
     },
     /// Send these.
     Want(Vec<Name>),
+    /// There is an item that does not fit into a datagram.
+    Have {
+        /// Its name.
+        name: Name,
+        /// Its content.
+        content: Content,
+    },
     /// An item, as its kind has it.
     Item {
         /// What it is.
@@ -74,6 +78,7 @@ const NACK: u8 = 4;
 const SUMS: u8 = 5;
 const LIST: u8 = 6;
 const WANT: u8 = 7;
+const HAVE: u8 = 8;
 /// And the kind of the item: none of the others may come here.
 const ITEM: u8 = 0x40;
 
@@ -106,13 +111,14 @@ impl Writer {
     /// Appends a part if there is room for it; whether there was.
     pub fn push(&mut self, part: &Part) -> bool {
         match part {
-            Part::Ping { number, accused } => self.write(PING, &(number, accused)),
+            Part::Ping { number } => self.write(PING, number),
             Part::Ack { number } => self.write(ACK, number),
             Part::Ask { number, target } => self.write(ASK, &(number, target)),
             Part::Nack { number } => self.write(NACK, number),
             Part::Sums(sums) => self.write(SUMS, sums),
             Part::List { range, names } => self.write(LIST, &(range, names)),
             Part::Want(names) => self.write(WANT, names),
+            Part::Have { name, content } => self.write(HAVE, &(name, content)),
             Part::Item { kind, bytes } => self.push_item(*kind, bytes),
         }
     }
@@ -180,13 +186,14 @@ pub fn read(payload: &[u8]) -> impl Iterator<Item = Result<Part, Malformed>> {
 
 fn part(kind: u8, body: &[u8]) -> Option<Result<Part, Malformed>> {
     let part = match kind {
-        PING => fields(kind, body).map(|(number, accused)| Part::Ping { number, accused }),
+        PING => fields(kind, body).map(|number| Part::Ping { number }),
         ACK => fields(kind, body).map(|number| Part::Ack { number }),
         ASK => fields(kind, body).map(|(number, target)| Part::Ask { number, target }),
         NACK => fields(kind, body).map(|number| Part::Nack { number }),
         SUMS => fields(kind, body).map(Part::Sums),
         LIST => fields(kind, body).map(|(range, names)| Part::List { range, names }),
         WANT => fields(kind, body).map(Part::Want),
+        HAVE => fields(kind, body).map(|(name, content)| Part::Have { name, content }),
         ITEM..0x80 => Ok(Part::Item { kind: Kind(kind & !ITEM), bytes: body.to_vec() }),
         _ => return None,
     };
@@ -210,14 +217,14 @@ mod tests {
         let node = NodeId::from_bytes([7; 16]);
         let name = Name { id: [3; 16], kind: Kind(2) };
         vec![
-            Part::Ping { number: 1, accused: None },
-            Part::Ping { number: u32::MAX, accused: Some(Life { generation: u64::MAX, incarnation: 9 }) },
+            Part::Ping { number: u32::MAX },
             Part::Ack { number: 300 },
             Part::Ask { number: 4, target: node },
             Part::Nack { number: 5 },
             Part::Sums(vec![(Range::ALL, Sum(u128::MAX))]),
             Part::List { range: Range::ALL, names: vec![(name, Content([1; 8]))] },
             Part::Want(vec![name, name]),
+            Part::Have { name, content: Content([2; 8]) },
             Part::Item { kind: Kind(0x3f), bytes: vec![5; 400] },
         ]
     }

@@ -80,31 +80,32 @@ impl Node {
         let Some(view) = &self.view else { return };
         let owners = view.grants().owners();
         // Whoever owns the most is asked; with equals the lowest id.
-        let target = self.member_sessions().into_iter().max_by_key(|(peer, _)| {
-            let owned = view.key_of(peer).and_then(|key| owners.get(&key)).map_or(0, RangeSet::len);
-            (owned, std::cmp::Reverse(*peer))
+        let reachable = owners.iter().map(|(key, owned)| (key.node_id(), owned)).filter(|(peer, _)| {
+            *peer != self.id && self.gossip.as_ref().is_some_and(|gossip| gossip.is_reachable(peer))
         });
-        if let Some((peer, session)) = target {
+        let target = reachable.max_by_key(|(peer, owned)| (owned.len(), std::cmp::Reverse(*peer)));
+        self.addresses_asked = Some(self.now);
+        if let Some((peer, _)) = target
+            && !self.dialer.is_waiting(&peer)
+        {
             tracing::debug!(peer = %peer.short(), "asking for addresses");
-            self.addresses_asked = Some(self.now);
-            self.send(session, &Message::GrantAsk);
+            self.tell(peer, Message::GrantAsk);
         }
     }
 
     fn runs_low(&self) -> bool {
         let reserved = self.stored.mesh_ipv4.unwrap_or(Ipv4Addr::UNSPECIFIED);
-        !self.outdated && !self.is_out() && self.leases.free(&self.owned(), reserved) < LOW_WATER
+        self.doubt().is_none() && !self.is_out() && self.leases.free(&self.owned(), reserved) < LOW_WATER
     }
 
     pub(super) fn addresses_deadline(&self) -> Option<Time> {
         let asked = self.addresses_asked.unwrap_or(self.now);
-        (self.view.is_some() && self.runs_low() && !self.member_sessions().is_empty())
-            .then_some(asked + ASK_EVERY)
+        (self.view.is_some() && self.runs_low()).then_some(asked + ASK_EVERY)
     }
 
     pub(super) fn on_grant_ask(&mut self, peer: NodeId) {
         let kept = self.kept_addresses();
-        if self.outdated || self.is_out() {
+        if self.doubt().is_some() || self.is_out() {
             return;
         }
         let Some(view) = &mut self.view else { return };
@@ -154,10 +155,8 @@ impl Node {
                 self.waiting_for()
             )));
         };
-        if self.outdated {
-            return Err(not_ready(
-                "this node's state is older than what it said before (a copied or restored disk): remove its state directory and let it join anew".to_owned(),
-            ));
+        if let Some(doubt) = self.doubt() {
+            return Err(not_ready(doubt.to_owned()));
         }
         if self.is_out() {
             return Err(not_ready(super::removal::REMOVED.to_owned()));

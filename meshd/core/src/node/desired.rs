@@ -42,12 +42,16 @@ impl Node {
     /// it is back, so it takes nothing away from the kernel. In a burst of changes the state waits for the next
     /// write, which is at most [`MAX_FLUSH_PAUSE`] away.
     pub(super) fn recompute_desired(&mut self) -> u64 {
+        if !self.stale {
+            return self.revision;
+        }
         let (Some(view), Some(host)) = (&self.view, &self.host) else { return self.revision };
         if self.kept_out().is_some() {
             return self.revision;
         }
         let desired = self.desired_state(view, host);
         if self.revision > 0 && *self.desired == desired {
+            self.stale = false;
             return self.revision;
         }
         // A disk that fails holds nothing up: its next try is further away.
@@ -57,6 +61,7 @@ impl Node {
         }
         self.flush();
         self.revision += 1;
+        self.stale = false;
         self.desired = Arc::new(desired);
         let (revision, state) = (self.revision, self.desired.clone());
         self.emit(Output::Desired { revision, state });
@@ -85,6 +90,9 @@ impl Node {
             .mesh_ipv4
             .map(|v4| BTreeSet::from([IpAddr::V4(v4), IpAddr::V6(ipv6_for(prefix, v4))]))
             .unwrap_or_default();
+        if !self.is_established() {
+            return state;
+        }
         self.add_lanes(view, &own, &mut state);
         if !own.is_empty() {
             state.bridge = Some(Bridge {
@@ -186,7 +194,8 @@ impl Node {
         self.pairs.get(id)?.key_for(keys).map(|_| ())
     }
 
-    /// Where to send to a peer first: where the control session with it leads, else what it says of itself.
+    /// Where to send to a peer first: where the control session with it leads or its datagrams come from, else what it
+    /// says of itself.
     /// Once WireGuard has learned an endpoint, that is left alone as long as handshakes succeed.
     fn endpoint(
         &self,
@@ -197,11 +206,14 @@ impl Node {
     ) -> (Option<SocketAddr>, bool) {
         let session =
             self.session_with(id).and_then(|session| self.sessions.get(&session)).map(|s| s.remote.ip());
-        let address = session.or_else(|| record.endpoints.first().copied());
+        let gossip = self.datagrams.address(id).map(|address| address.ip());
+        let heard = session.or(gossip);
+        let called = self.dialer.last_good(id).map(|address| address.ip());
+        let address = heard.or(called).or_else(|| record.endpoints.first().copied());
         let endpoint = address.map(|ip| SocketAddr::new(ip, port));
         let facts = self.tunnels.get(&key).copied().unwrap_or_default();
         let stale = facts.handshake_age.is_some_and(|age| age > HANDSHAKE_STALE);
-        (endpoint, stale && session.is_some() && facts.endpoint != endpoint)
+        (endpoint, stale && heard.is_some() && facts.endpoint != endpoint)
     }
 
     fn add_pods(&self, prefix: Ipv6Net, host: &HostFacts, state: &mut HostState) {

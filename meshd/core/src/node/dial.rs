@@ -1,7 +1,9 @@
 //! Whom to call, when, and at which address.
 //!
-//! Seeds and members without a session are tried for ever, with growing pauses. Both ends of a pair try; the
-//! one with the higher id waits a moment first, so that in the usual case one session comes of it and not two.
+//! Seeds are called until they are members that gossip reaches, and for ever when they are not, with growing pauses.
+//! A member is called when there is something to say: the key of the tunnel is not settled ([`super::psk`]), or a
+//! message waits for it. Members that gossip does not reach are called in turn, so that one whose datagrams are
+//! dropped on the way is found all the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -10,7 +12,7 @@ use std::time::Duration;
 use mesh_keys::NodeId;
 
 use super::{Node, Output};
-use crate::message::RefusalCode;
+use crate::message::{Message, RefusalCode};
 use crate::time::Time;
 
 /// First pause of a node that is in no cluster yet, doubled with each failure.
@@ -28,8 +30,14 @@ const MEMBER_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Pause after a refusal that time does not heal.
 const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 
-/// How long the node with the higher id leaves the first call to the other.
-const COURTESY: Duration = Duration::from_secs(1);
+/// Pause between calls to members that gossip does not reach.
+const UNREACHABLE_PAUSE: Duration = Duration::from_secs(5);
+
+/// Calls to members under way at a time.
+const MAX_CALLS: usize = 16;
+
+/// Messages that may wait for one member, and members they may wait for.
+const MAX_WAITING: usize = 16;
 
 /// The state of all calls.
 #[derive(Debug, Default)]
@@ -37,6 +45,9 @@ pub(super) struct Dialer {
     seeds: BTreeMap<SocketAddr, SeedState>,
     members: BTreeMap<NodeId, MemberState>,
     in_flight: BTreeMap<SocketAddr, Option<NodeId>>,
+    /// What is to be said to members as soon as there is a session, and when they are called next.
+    waiting: BTreeMap<NodeId, (Time, Vec<Message>)>,
+    next_unreachable: Time,
 }
 
 #[derive(Debug, Default)]
@@ -65,7 +76,6 @@ struct MemberState {
     last_error: Option<String>,
     turn: usize,
     failures: u32,
-    next: Time,
 }
 
 impl Dialer {
@@ -85,11 +95,37 @@ impl Dialer {
         }
     }
 
-    pub(super) fn on_lost(&mut self, node: NodeId, last_good: Option<SocketAddr>, reason: &str, now: Time) {
+    pub(super) fn on_lost(&mut self, node: NodeId, last_good: Option<SocketAddr>, reason: &str) {
         let state = self.members.entry(node).or_default();
         state.last_good = last_good.or(state.last_good);
         state.last_error = Some(reason.to_owned());
-        state.next = now;
+    }
+
+    /// A session with a member was ended here. Only an address that was called is known to be listened at.
+    pub(super) fn on_ended(&mut self, node: NodeId, dialled: Option<SocketAddr>) {
+        let state = self.members.entry(node).or_default();
+        state.last_good = dialled.or(state.last_good);
+    }
+
+    /// What waited for a session with a member.
+    pub(super) fn take_waiting(&mut self, node: &NodeId) -> Vec<Message> {
+        self.waiting.remove(node).map(|(_, messages)| messages).unwrap_or_default()
+    }
+
+    /// Whether something waits for a session with a member.
+    pub(super) fn is_waiting(&self, node: &NodeId) -> bool {
+        self.waiting.contains_key(node)
+    }
+
+    /// Forgets the members that `keep` does not say.
+    pub(super) fn retain_members(&mut self, keep: impl Fn(&NodeId) -> bool) {
+        self.members.retain(|id, _| keep(id));
+        self.waiting.retain(|id, _| keep(id));
+    }
+
+    /// Where a member was reached last.
+    pub(super) fn last_good(&self, node: &NodeId) -> Option<SocketAddr> {
+        self.members.get(node)?.last_good
     }
 
     pub(super) fn on_failed(&mut self, target: SocketAddr, reason: String, now: Time) {
@@ -106,6 +142,7 @@ impl Dialer {
             | RefusalCode::WrongKey
             | RefusalCode::WrongPassword
             | RefusalCode::WrongMethod
+            | RefusalCode::Known
             | RefusalCode::Protocol
             | RefusalCode::Removed => {
                 self.outcome(target, SeedOutcome::Refused(reason), Some(REFUSED_PAUSE), now);
@@ -130,7 +167,8 @@ impl Dialer {
     /// Everything is tried again at once: the host's addresses have changed.
     pub(super) fn reset_backoff(&mut self) {
         self.seeds.values_mut().for_each(|seed| (seed.failures, seed.next) = (0, Time::ZERO));
-        self.members.values_mut().for_each(|member| (member.failures, member.next) = (0, Time::ZERO));
+        self.members.values_mut().for_each(|member| member.failures = 0);
+        self.waiting.values_mut().for_each(|(next, _)| *next = Time::ZERO);
     }
 
     /// Why there is no session with a member, as far as known.
@@ -173,84 +211,113 @@ impl Node {
     }
 
     pub(super) fn advance_dialer(&mut self) {
-        if self.is_out() {
-            return;
+        self.call_seeds();
+        let due: Vec<NodeId> = self
+            .dialer
+            .waiting
+            .iter()
+            .filter(|(_, (next, _))| *next <= self.now)
+            .map(|(node, _)| *node)
+            .collect();
+        for node in due {
+            let next = self.now + if self.may_call() { self.call(node) } else { MEMBER_PAUSE };
+            if let Some((at, _)) = self.dialer.waiting.get_mut(&node) {
+                *at = next;
+            }
         }
+        if self.has_unreachable() && self.dialer.next_unreachable <= self.now {
+            self.dialer.next_unreachable = self.now + self.jitter(UNREACHABLE_PAUSE);
+            let node = self.gossip.as_mut().and_then(crate::gossip::Gossip::pick_unreachable);
+            if let Some(node) = node.filter(|node| self.may_call() && self.session_with(node).is_none()) {
+                self.call(node);
+            }
+        }
+    }
+
+    fn has_unreachable(&self) -> bool {
+        self.gossip.as_ref().is_some_and(|gossip| gossip.unreachable() > 0)
+    }
+
+    /// Whether nothing has to be asked of a seed: there is a session, or it is a member that gossip reaches.
+    fn seed_is_met(&self, seed: &SeedState) -> bool {
+        let Some(node) = &seed.node else { return false };
+        let session = self.sessions.values().any(|session| {
+            session.peer.node_id() == *node && !matches!(session.phase, super::sessions::Phase::Closing)
+        });
+        session || self.gossip.as_ref().is_some_and(|gossip| gossip.is_heard(node))
+    }
+
+    fn call_seeds(&mut self) {
         let now = self.now;
         let joining = self.view.is_none();
         for address in self.seed_addresses() {
-            let state = self.dialer.seeds.entry(address).or_default();
-            let has_session = state.node.is_some_and(|node| {
-                self.sessions
-                    .values()
-                    .any(|s| s.peer.node_id() == node && !matches!(s.phase, super::sessions::Phase::Closing))
-            });
-            if state.next > now || has_session || self.dialer.in_flight.contains_key(&address) {
+            self.dialer.seeds.entry(address).or_default();
+            let Some(state) = self.dialer.seeds.get(&address) else { continue };
+            if state.next > now || self.seed_is_met(state) || self.dialer.in_flight.contains_key(&address) {
                 continue;
             }
             let (first, longest) =
                 if joining { (JOIN_PAUSE, JOIN_PAUSE_MAX) } else { (MEMBER_PAUSE, MEMBER_PAUSE_MAX) };
             let pause = backoff(first, longest, state.failures);
-            state.failures = state.failures.saturating_add(1);
             let pause = self.jitter(pause);
             if let Some(state) = self.dialer.seeds.get_mut(&address) {
+                state.failures = state.failures.saturating_add(1);
                 state.next = now + pause;
             }
             self.dialer.in_flight.insert(address, None);
             self.emit(Output::Dial { target: address });
         }
-        for node in self.unconnected_members() {
-            let me_first = self.id < node;
-            let state = self.dialer.members.entry(node).or_insert_with(|| MemberState {
-                next: if me_first { now } else { now + COURTESY },
-                ..Default::default()
-            });
-            if state.next > now {
-                continue;
-            }
-            let (turn, failures, last_good) = (state.turn, state.failures, state.last_good);
-            let candidates = self.addresses_of(&node, last_good);
-            let pause = self.jitter(backoff(MEMBER_PAUSE, MEMBER_PAUSE_MAX, failures));
-            if let Some(state) = self.dialer.members.get_mut(&node) {
-                state.next = now + pause;
-                state.turn = turn.wrapping_add(1);
-                state.failures = failures.saturating_add(1);
-            }
-            let count = candidates.len().max(1);
-            if let Some(target) = candidates.get(turn % count).copied()
-                && let std::collections::btree_map::Entry::Vacant(free) = self.dialer.in_flight.entry(target)
-            {
-                free.insert(Some(node));
-                self.emit(Output::Dial { target });
-            }
+    }
+
+    /// Whether another member may be called now.
+    pub(super) fn may_call(&self) -> bool {
+        self.dialer.in_flight.values().flatten().count() < MAX_CALLS
+    }
+
+    /// Calls a member at the next of its addresses. Returns the pause before it should be called again.
+    pub(super) fn call(&mut self, node: NodeId) -> Duration {
+        let state = self.dialer.members.entry(node).or_default();
+        let (turn, failures, last_good) = (state.turn, state.failures, state.last_good);
+        state.turn = turn.wrapping_add(1);
+        state.failures = failures.saturating_add(1);
+        let candidates = self.addresses_of(&node, last_good);
+        let count = candidates.len().max(1);
+        if let Some(target) = candidates.get(turn % count).copied()
+            && let std::collections::btree_map::Entry::Vacant(free) = self.dialer.in_flight.entry(target)
+        {
+            free.insert(Some(node));
+            self.emit(Output::Dial { target });
+        }
+        self.jitter(backoff(MEMBER_PAUSE, MEMBER_PAUSE_MAX, failures))
+    }
+
+    /// Says something to a member: now, or as soon as there is a session. What cannot be said for long is dropped:
+    /// whoever needs it asks again.
+    pub(super) fn tell(&mut self, node: NodeId, message: Message) {
+        if let Some(session) = self.session_with(&node) {
+            return self.send(session, &message);
+        }
+        if !self.dialer.waiting.contains_key(&node) && self.dialer.waiting.len() >= MAX_WAITING {
+            return;
+        }
+        let (_, waiting) = self.dialer.waiting.entry(node).or_insert_with(|| (self.now, Vec::new()));
+        if waiting.len() < MAX_WAITING {
+            waiting.push(message);
         }
     }
 
     pub(super) fn dial_deadline(&self) -> Option<Time> {
-        if self.is_out() {
-            return None;
-        }
         let seeds = self.seed_addresses().into_iter().filter_map(|address| {
             let state = self.dialer.seeds.get(&address)?;
-            let connected = state.node.is_some_and(|node| self.session_with(&node).is_some());
-            (!connected && !self.dialer.in_flight.contains_key(&address)).then_some(state.next)
+            (!self.seed_is_met(state) && !self.dialer.in_flight.contains_key(&address)).then_some(state.next)
         });
-        let members = self
-            .unconnected_members()
-            .into_iter()
-            .filter_map(|node| Some(self.dialer.members.get(&node)?.next));
-        seeds.chain(members).min()
+        let waiting = self.dialer.waiting.values().map(|(next, _)| *next);
+        let unreachable = self.has_unreachable().then_some(self.dialer.next_unreachable);
+        seeds.chain(waiting).chain(unreachable).min()
     }
 
-    fn unconnected_members(&self) -> Vec<NodeId> {
-        let Some(view) = &self.view else { return Vec::new() };
-        view.records()
-            .map(|(id, _)| *id)
-            .filter(|id| *id != self.id && self.session_with(id).is_none())
-            .collect()
-    }
-
-    fn addresses_of(&self, node: &NodeId, last_good: Option<SocketAddr>) -> Vec<SocketAddr> {
+    /// Where a member's control port may be.
+    pub(super) fn addresses_of(&self, node: &NodeId, last_good: Option<SocketAddr>) -> Vec<SocketAddr> {
         let Some(record) = self.view.as_ref().and_then(|view| view.record(node)) else { return Vec::new() };
         let port = record.control_port;
         // A remembered peer may have called us: its address is good, its port was any.

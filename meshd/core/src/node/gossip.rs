@@ -1,58 +1,202 @@
-//! Keeping all copies of the view equal, over control sessions.
+//! Keeping all copies of the view equal, by [`crate::gossip`].
 //!
-//! What is new is passed on at once to every member with a session. Besides, each node compares fingerprints
-//! with one member now and then: what was lost on the way is found by that. (The seam for the datagram
-//! protocol: [`Node::broadcast`] and the three messages Summary, Digest, Push.)
+//! Datagrams carry it ([`super::datagrams`]). What does not fit into one is asked for on a control session.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use mesh_keys::{NodeId, Signed};
-use rand_core::RngCore;
+use mesh_keys::{Identity, NodeId, Signed, WgPublic};
+use rand_core::RngCore as _;
 
-use super::{Node, SessionId};
+use super::{Node, SessionId, TunnelFacts};
+use crate::gossip::catalogue::{Kind, Name};
+use crate::gossip::liveness::{Life, Statement};
+use crate::gossip::wire::{Part, Writer};
+use crate::gossip::{Gossip, Offered, Store};
 use crate::message::{Message, RefusalCode};
 use crate::state::StateFile;
 use crate::time::Time;
-use crate::view::{Delta, LaneInfo, NodeRecord};
-
-/// Pause between two comparisons.
-const COMPARE_EVERY: Duration = Duration::from_secs(10);
+use crate::view::{Delta, LaneInfo, NodeRecord, View};
 
 /// Items in one push.
 pub(super) const PUSH_ITEMS: usize = 256;
 
-/// When the next comparison is due.
+/// Promises that come in are looked at this long after the first.
+const SETTLE_AFTER: Duration = Duration::from_millis(200);
+
+/// Items that are kept until what they rest on is known.
+const MAX_EARLY: usize = 256;
+
+/// First pause before an heir is told again what this node promises, doubled each time, and the longest.
+const TELL_HEIRS: Duration = Duration::from_millis(500);
+const TELL_HEIRS_MAX: Duration = Duration::from_secs(30);
+
+/// Items that came before what they rest on, the latest last.
 #[derive(Debug, Default)]
-pub(super) struct Gossip {
-    next: Time,
+pub(super) struct Early(VecDeque<(Kind, Vec<u8>)>);
+
+/// What gossip has changed in the view.
+#[derive(Debug, Default)]
+struct Learned {
+    new: Delta,
+    gone: Vec<Name>,
+}
+
+/// The view as gossip sees it.
+struct Shelf<'a> {
+    view: &'a mut View,
+    identity: &'a Identity,
+    early: &'a mut Early,
+    learned: Learned,
+}
+
+impl Shelf<'_> {
+    fn take(&mut self, kind: Kind, item: &[u8]) -> Offered {
+        let delta = match Delta::of_item(kind, item) {
+            Some(Ok(delta)) => delta,
+            // A newer version's.
+            None => return Offered::Refused,
+            Some(Err(error)) => {
+                tracing::debug!(kind = kind.0, %error, "malformed item");
+                return Offered::Refused;
+            }
+        };
+        let merged = self.view.merge(&delta);
+        for refused in &merged.refused {
+            tracing::debug!(refused, "item refused");
+        }
+        self.learned.gone.extend(merged.gone);
+        if !merged.new.is_empty() {
+            self.learned.new.append(merged.new);
+            return Offered::Known;
+        }
+        if merged.early > 0 && !self.early.0.iter().any(|(_, other)| *other == item) {
+            if self.early.0.len() >= MAX_EARLY {
+                self.early.0.pop_front();
+            }
+            self.early.0.push_back((kind, item.to_vec()));
+        }
+        if merged.refused.is_empty() { Offered::Known } else { Offered::Refused }
+    }
+}
+
+impl Store for Shelf<'_> {
+    fn item(&self, name: &Name) -> Option<Vec<u8>> {
+        self.view.item(name)
+    }
+
+    /// What is new is published by [`Node::learned`], with all that it brings about.
+    fn offer(&mut self, kind: Kind, item: &[u8]) -> Offered {
+        let before = self.learned.new.len();
+        let offered = self.take(kind, item);
+        // What waited for it goes in after it, and what waited for that.
+        let mut grown = self.learned.new.len() > before && kind != Kind::RECORD;
+        while grown && !self.early.0.is_empty() {
+            let before = self.learned.new.len();
+            for (kind, item) in std::mem::take(&mut self.early.0) {
+                self.take(kind, &item);
+            }
+            grown = self.learned.new.len() > before;
+        }
+        offered
+    }
+
+    fn check(&self, statement: &Signed<Statement>, signer: &NodeId) -> bool {
+        self.view.key_of(signer).is_some_and(|key| statement.verify(&key).is_ok())
+    }
+
+    fn sign(&self, subject: NodeId, life: Life) -> Option<Signed<Statement>> {
+        Statement::sign(&self.view.cluster(), subject, life, self.identity).ok()
+    }
 }
 
 impl Node {
-    /// First words to a member.
-    pub(super) fn greet_member(&mut self, session: SessionId) {
-        if let Some(view) = &self.view {
-            let fingerprint = view.fingerprint();
-            self.send(session, &Message::Summary { fingerprint });
+    /// Begins with all that the view has.
+    pub(super) fn start_gossip(&mut self) {
+        let Some(view) = &self.view else { return };
+        let mut seed = [0; 32];
+        self.rng.fill_bytes(&mut seed);
+        let mut gossip = Gossip::new(self.id, view.cluster(), self.stored.generation, seed, self.now);
+        for (name, content) in view.items() {
+            gossip.insert(name, content);
         }
+        for (id, record) in view.records() {
+            gossip.add_member(*id, record.generation);
+        }
+        self.gossip = Some(gossip);
+        self.next_heirs = Some(self.now);
+        self.heirs_pause = TELL_HEIRS;
+        let members: Vec<NodeId> = view.records().map(|(id, _)| *id).collect();
+        for member in members {
+            self.pair_record_changed(&member);
+        }
+    }
+
+    /// Lets gossip act on the view, and draws the consequences.
+    fn with_gossip(&mut self, act: impl FnOnce(&mut Gossip, &mut Shelf<'_>, Time)) {
+        let (Some(gossip), Some(view)) = (&mut self.gossip, &mut self.view) else { return };
+        let mut shelf =
+            Shelf { view, identity: &self.identity, early: &mut self.early, learned: Learned::default() };
+        act(gossip, &mut shelf, self.now);
+        let Learned { new, gone } = shelf.learned;
+        self.learned(&new, &gone);
+    }
+
+    /// A payload came from a member. `proved`: it was sent just now, and not repeated by somebody else.
+    pub(super) fn gossip_received(&mut self, from: NodeId, payload: &[u8], proved: bool) {
+        self.with_gossip(|gossip, shelf, now| {
+            gossip.receive(from, payload, proved, shelf, now);
+            if !proved {
+                gossip.greet(from);
+            }
+        });
+    }
+
+    pub(super) fn advance_gossip(&mut self) {
+        if self.gossip.as_ref().is_some_and(|gossip| gossip.poll_timeout() <= self.now) {
+            self.with_gossip(|gossip, shelf, now| gossip.tick(shelf, now));
+        }
+        if self.next_settle.is_some_and(|at| at <= self.now) {
+            self.next_settle = None;
+            self.settle_addresses();
+        }
+        if self.next_heirs.is_some_and(|at| at <= self.now) {
+            self.tell_heirs();
+        }
+        self.send_gossip(None, usize::MAX);
+    }
+
+    pub(super) fn gossip_deadline(&self) -> Option<Time> {
+        self.gossip
+            .as_ref()
+            .map(Gossip::poll_timeout)
+            .into_iter()
+            .chain(self.next_heirs)
+            .chain(self.next_settle)
+            .min()
     }
 
     pub(super) fn on_member_message(&mut self, session: SessionId, peer: NodeId, message: Message) {
         let Some(view) = &mut self.view else { return };
         match message {
-            Message::Summary { fingerprint } => {
-                if fingerprint != view.fingerprint() {
-                    let digest = view.digest();
-                    self.send(session, &Message::Digest { digest, answer: true });
-                }
+            Message::Gossip { payload } => {
+                self.gossip_received(peer, &payload, true);
+                self.send_gossip(None, usize::MAX);
             }
-            Message::Digest { digest, answer } => {
-                let missing = view.missing_in(&digest);
-                let own = (answer && view.lacks(&digest)).then(|| view.digest());
-                for delta in missing.chunks(PUSH_ITEMS) {
-                    self.send(session, &Message::Push { delta });
+            Message::GroupKeys { keys } => {
+                let keys: crate::state::StoredGroup = keys.into();
+                self.add_group_keys(keys.keys);
+            }
+            Message::Want { names } => {
+                let mut delta = Delta::default();
+                for name in names.iter().take(PUSH_ITEMS) {
+                    let item = view.item(name).and_then(|item| Delta::of_item(name.kind, &item));
+                    if let Some(Ok(item)) = item {
+                        delta.append(item);
+                    }
                 }
-                if let Some(digest) = own {
-                    self.send(session, &Message::Digest { digest, answer: false });
+                if !delta.is_empty() {
+                    self.send(session, &Message::Push { delta });
                 }
             }
             Message::Push { delta } => {
@@ -60,8 +204,9 @@ impl Node {
                 for refused in &merged.refused {
                     tracing::debug!(peer = %peer.short(), refused, "part of a push was refused");
                 }
-                self.learned(&merged.new, Some(session));
+                self.learned(&merged.new, &merged.gone);
             }
+            Message::YourRecord { generation, start } => self.on_your_record(generation, start),
             Message::GrantAsk => self.on_grant_ask(peer),
             Message::PskProbe { keys, check } => self.on_psk_probe(session, peer, keys, check),
             Message::PskAnswer { same } => self.on_psk_answer(session, peer, same),
@@ -87,37 +232,62 @@ impl Node {
         }
     }
 
-    /// The view has grown by `new`.
-    pub(super) fn learned(&mut self, new: &Delta, from: Option<SessionId>) {
+    /// The view has grown by `new`, and has lost `gone` by it.
+    pub(super) fn learned(&mut self, new: &Delta, gone: &[Name]) {
+        if let Some(gossip) = &mut self.gossip {
+            gone.iter().for_each(|name| gossip.remove(*name));
+        }
         if new.is_empty() {
             return;
         }
+        self.stale = true;
         self.dirty.insert(StateFile::Cluster);
+        self.spread(new);
         for record in new.records.iter().filter_map(|signed| signed.decode().ok()) {
             if record.node == self.me {
                 self.on_own_record(&record);
             } else {
                 let id = record.node.node_id();
                 tracing::debug!(peer = %id.short(), name = record.name, generation = record.generation, version = record.version, "record");
+                if let Some(gossip) = &mut self.gossip
+                    && self.view.as_ref().is_some_and(|view| view.record(&id).is_some())
+                {
+                    gossip.add_member(id, record.generation);
+                }
                 self.pair_record_changed(&id);
             }
         }
         self.report_conflicts();
-        // First to all, those who are out among them: that is how they hear of it.
-        self.broadcast(new, from);
         self.heed_removals(new);
-        self.settle_addresses();
+        if new.promises.len() < new.len() {
+            self.settle_addresses();
+        } else {
+            // They come from all members, one by one.
+            self.next_settle.get_or_insert(self.now + SETTLE_AFTER);
+        }
+    }
+
+    /// WireGuard tells what came in: who sends something is alive.
+    pub(super) fn on_tunnels(&mut self, tunnels: BTreeMap<WgPublic, TunnelFacts>) {
+        let before = std::mem::replace(&mut self.tunnels, tunnels);
+        let (Some(view), Some(gossip)) = (&self.view, &mut self.gossip) else { return };
+        let received = |tunnels: &BTreeMap<WgPublic, TunnelFacts>, lane: &LaneInfo| {
+            tunnels.get(&lane.key).map(|facts| facts.rx_bytes)
+        };
+        for (id, record) in view.records() {
+            let mut lanes = record.lanes.iter();
+            if lanes.any(|lane| {
+                received(&before, lane).is_some_and(|before| received(&self.tunnels, lane) > Some(before))
+            }) {
+                gossip.heard(id, self.now);
+            }
+        }
     }
 
     /// Others hold a record of this node that it does not know of.
     fn on_own_record(&mut self, record: &NodeRecord) {
-        if record.order() > (self.stored.generation, self.version) && !self.outdated {
-            self.outdated = true;
-            tracing::warn!(
-                theirs = record.generation,
-                ours = self.stored.generation,
-                "another host has this node's identity, or its disk was put back to an older state: no address is leased or granted here until the state directory is removed and the node joins anew"
-            );
+        if record.start != self.standing.start && record.generation >= self.stored.generation {
+            self.on_copied(record.generation, record.contested);
         }
     }
 
@@ -129,34 +299,51 @@ impl Node {
         }
     }
 
-    /// Sends `delta` to every member with a session.
-    pub(super) fn broadcast(&mut self, delta: &Delta, except: Option<SessionId>) {
-        for (_, session) in self.member_sessions() {
-            if Some(session) != except {
-                for delta in delta.clone().chunks(PUSH_ITEMS) {
-                    self.send(session, &Message::Push { delta });
-                }
+    /// Tells others what is new here. Promises only concern heirs.
+    pub(super) fn spread(&mut self, delta: &Delta) {
+        let now = self.now;
+        if let Some(gossip) = &mut self.gossip {
+            for (name, content) in delta.names() {
+                gossip.publish(name, content, now);
+            }
+        }
+        if !delta.promises.is_empty() || !delta.removals.is_empty() || !delta.reclaims.is_empty() {
+            self.next_heirs = Some(now);
+            self.heirs_pause = TELL_HEIRS;
+        }
+    }
+
+    /// Tells those who wait for it what this node promises about removed nodes: until it is settled, for they may
+    /// not have heard it.
+    fn tell_heirs(&mut self) {
+        self.next_heirs = None;
+        let Some(view) = &self.view else { return };
+        let own = Name::of_node(Kind::PROMISES, &self.id);
+        let (Some(item), heirs) = (view.item(&own), view.heirs()) else { return };
+        let heirs: Vec<NodeId> = heirs.into_iter().filter(|heir| *heir != self.id).collect();
+        if !heirs.is_empty() {
+            self.next_heirs = Some(self.now + self.jitter(self.heirs_pause));
+            self.heirs_pause = (self.heirs_pause * 2).min(TELL_HEIRS_MAX);
+        }
+        for heir in heirs {
+            let mut writer = Writer::default();
+            if writer.push_item(own.kind, &item) {
+                self.send_payload(heir, &writer.take());
+            } else if !self.dialer.is_waiting(&heir)
+                && let Some(Ok(delta)) = Delta::of_item(own.kind, &item)
+            {
+                self.tell(heir, Message::Push { delta });
             }
         }
     }
 
-    pub(super) fn advance_gossip(&mut self) {
-        if self.view.is_none() || self.gossip.next > self.now {
-            return;
-        }
-        let pause = self.jitter(COMPARE_EVERY);
-        self.gossip.next = self.now + pause;
-        let sessions = self.member_sessions();
-        if !sessions.is_empty() {
-            let pick = self.rng.next_u32() as usize % sessions.len();
-            if let Some((_, session)) = sessions.get(pick) {
-                self.greet_member(*session);
-            }
-        }
-    }
-
-    pub(super) fn gossip_deadline(&self) -> Option<Time> {
-        self.view.is_some().then_some(self.gossip.next)
+    /// A removal of `node`, to be shown to it.
+    pub(super) fn removal_item(&self, node: &NodeId) -> Option<Part> {
+        let members = self.view.as_ref()?.admissions();
+        let key = members.known_key(node)?;
+        let ids = members.removals_of(&key);
+        let removal = members.removals().find(|removal| ids.contains(&removal.id()))?;
+        Some(Part::Item { kind: Kind::REMOVAL, bytes: removal.to_bytes() })
     }
 
     /// Says anew what this node is, if that has changed.
@@ -195,6 +382,8 @@ impl Node {
                 .iter()
                 .map(|lane| LaneInfo { index: lane.index, key: lane.key, port: lane.port })
                 .collect(),
+            start: self.standing.start,
+            contested: self.standing.contested,
         };
         if view.record(&self.id) == Some(&record) {
             return;
@@ -214,8 +403,9 @@ impl Node {
             tracing::error!(refused, "this node's own record is refused");
         }
         if !merged.new.is_empty() {
+            self.stale = true;
             self.dirty.insert(StateFile::Cluster);
-            self.broadcast(&merged.new, None);
+            self.spread(&merged.new);
         }
     }
 }

@@ -97,7 +97,7 @@ impl Node {
                 "no other node owns more of the cluster's range {range} than the block it lives in, so none can hand one on: delete pods here, or found the cluster anew with a wider --range"
             );
         }
-        let reachable = rich.iter().any(|(_, key)| self.session_with(&key.node_id()).is_some());
+        let reachable = rich.iter().any(|(_, key)| self.is_reachable(&key.node_id()));
         let names: Vec<String> = rich
             .into_iter()
             .map(|(len, key)| {
@@ -113,7 +113,7 @@ impl Node {
             )
         } else {
             format!(
-                "of the cluster's range {range}, {names}, but there is no control session to ask them by: is TCP port {} open between the hosts, and does meshd run there?",
+                "of the cluster's range {range}, {names}, but none of these can be reached: is port {} open between the hosts, UDP and TCP, and does meshd run there?",
                 self.config.control_port
             )
         }

@@ -32,6 +32,9 @@ const MAX_TRIES: usize = 60;
 /// See [`MAX_TRIES`].
 const TRIES_WINDOW: Duration = Duration::from_secs(60);
 
+/// What is said to a node that joins and has been a member.
+const KNOWN: &str = "a node with this identity is a member already, and what this one has been is not on its disk: it was lost, or the disk was copied; remove the state directory, identity and all, and it joins as a new node";
+
 /// Most blocks that a joining node gets at once.
 const FIRST_BLOCKS_MAX: u64 = 64;
 
@@ -217,6 +220,10 @@ impl Node {
         self.join.storing = false;
         self.join.current = None;
         self.view = Some(view);
+        if sponsor.is_none() {
+            self.make_group_key();
+        }
+        self.start_gossip();
         self.check_overlap();
         self.assign_address();
         self.refresh_record();
@@ -402,6 +409,9 @@ impl Node {
                 &format!("its welcome does not admit this node ({why})"),
             );
         }
+        if view.record(&self.id).is_some() {
+            return self.refuse(session, RefusalCode::Known, KNOWN);
+        }
         let promises = view.promise_as_newcomer(&self.identity).into_iter().collect();
         view.merge(&Delta { promises, ..Delta::default() });
         self.store_membership(view, Some(session));
@@ -419,12 +429,8 @@ impl Node {
                 "too many failed tries to join; try again in a minute",
             );
         }
-        if self.outdated {
-            return self.refuse(
-                session,
-                RefusalCode::Busy,
-                "this member's state is older than what it said before; it admits nobody",
-            );
+        if let Some(doubt) = self.doubt() {
+            return self.refuse(session, RefusalCode::Busy, &format!("it admits nobody: {doubt}"));
         }
         let peer = self.sessions.get(&session).map(|entry| entry.peer);
         if let (Some(view), Some(peer)) = (&self.view, peer)
@@ -432,6 +438,11 @@ impl Node {
             && !view.admissions().contains(&peer)
         {
             return self.refuse(session, RefusalCode::Removed, super::removal::REMOVED);
+        }
+        if let (Some(view), Some(peer)) = (&self.view, peer)
+            && view.record(&peer.node_id()).is_some()
+        {
+            return self.refuse(session, RefusalCode::Known, KNOWN);
         }
         let name: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
         if let Some(entry) = self.sessions.get(&session) {
@@ -519,7 +530,7 @@ impl Node {
                         &format!("its record is refused ({why})"),
                     );
                 }
-                self.learned(&merged.new, Some(session));
+                self.learned(&merged.new, &merged.gone);
                 self.enter_membership(session);
             }
             (_, message) => {
@@ -578,7 +589,7 @@ impl Node {
             self.send(session, &Message::WelcomePart { view });
         }
         self.send(session, &Message::Welcome { genesis, view: last });
-        self.broadcast(&delta, Some(session));
+        self.spread(&delta);
     }
 
     fn set_phase(&mut self, session: SessionId, phase: Phase) {

@@ -11,6 +11,8 @@
 //! The same seed and the same inputs give the same outputs, byte for byte.
 
 mod attach;
+mod copies;
+mod datagrams;
 mod desired;
 mod dial;
 mod gossip;
@@ -65,7 +67,7 @@ pub struct Config {
     pub seeds: Vec<Seed>,
     /// Addresses to tell others instead of those of the host's devices.
     pub advertise: Vec<IpAddr>,
-    /// TCP port for control sessions.
+    /// Port for control sessions (TCP) and gossip (UDP).
     pub control_port: u16,
     /// The tunnel devices: number, name, UDP port and public key.
     pub lanes: Vec<LaneConfig>,
@@ -75,6 +77,9 @@ pub struct Config {
     pub software: String,
     /// Identifies the boot of the host.
     pub boot: String,
+    /// Generation of the start before this one, if that was on this host and since its boot: from a place that does
+    /// not outlive the boot and is on no copy of the disk.
+    pub previous_start: Option<u64>,
     /// Who carries the tunnels, and why; for the status.
     pub backend: (crate::api::Backend, String),
 }
@@ -136,6 +141,8 @@ pub struct HostFacts {
     pub router_advertisements: Vec<String>,
     /// Networks that the host has without the mesh, in order.
     pub prefixes: Vec<HostPrefix>,
+    /// Whether the bridge of a mesh is there.
+    pub bridge: bool,
     /// Ranges that a route of ours ends already: those of a mesh that is in force on this host.
     pub closed: Vec<IpNet>,
 }
@@ -218,6 +225,13 @@ pub enum Input {
         revision: u64,
         /// What could not be done.
         problems: Vec<Problem>,
+    },
+    /// A datagram came in on the control port.
+    Datagram {
+        /// Where from.
+        from: SocketAddr,
+        /// All of it.
+        bytes: Vec<u8>,
     },
     /// What WireGuard tells, of all peers.
     Tunnels(BTreeMap<WgPublic, TunnelFacts>),
@@ -311,6 +325,13 @@ pub enum Output {
         /// Why, for the log.
         reason: String,
     },
+    /// Send a datagram from the control port. Nothing depends on whether it arrives.
+    Datagram {
+        /// Where to.
+        to: SocketAddr,
+        /// All of it.
+        bytes: Vec<u8>,
+    },
     /// Replace files, durably, each as a whole; then report [`Input::Persisted`] or [`Input::PersistFailed`].
     Persist {
         /// Its name.
@@ -353,8 +374,7 @@ pub struct Node {
     stored: StoredNode,
     version: u64,
     leases: Leases,
-    /// The disk or a copy of it was put back: others have heard later things from this node.
-    outdated: bool,
+    standing: copies::Standing,
     /// Since when it is known that nothing is left of these attachments; so it was at every look since.
     vanishing: BTreeMap<AttachmentId, Time>,
     /// What of the host overlaps with the cluster's ranges, in a sentence.
@@ -367,9 +387,17 @@ pub struct Node {
     sessions: BTreeMap<SessionId, sessions::Session>,
     dialer: dial::Dialer,
     join: join::Join,
-    pairs: BTreeMap<NodeId, psk::Pair>,
+    pairs: psk::Pairs,
     tunnels: BTreeMap<WgPublic, TunnelFacts>,
-    gossip: gossip::Gossip,
+    /// What all members know and who is alive, while this node is a member.
+    gossip: Option<crate::gossip::Gossip>,
+    early: gossip::Early,
+    datagrams: datagrams::Datagrams,
+    /// When heirs of removed nodes are told again what this node promises.
+    next_heirs: Option<Time>,
+    heirs_pause: Duration,
+    /// When promises that came in are looked at.
+    next_settle: Option<Time>,
     addresses_asked: Option<Time>,
 
     /// Writes in flight and what follows them.
@@ -380,6 +408,8 @@ pub struct Node {
     flushed: Time,
     next_flush: Time,
     desired: Arc<HostState>,
+    /// Something may have changed since `desired` was computed.
+    stale: bool,
     revision: u64,
     applied: u64,
     /// What the kernel had when it last was as wanted.
@@ -399,6 +429,8 @@ enum Pending {
     Member { view: Box<View>, sponsor: Option<SessionId> },
     /// A joiner's admission and first range are on disk.
     Welcome { session: SessionId, delta: Box<crate::view::Delta> },
+    /// The generation by which this node speaks up against another start of its identity is on disk.
+    Contested,
     /// A range granted to a member, a promise or a reclaim is on disk.
     Granted { delta: Box<crate::view::Delta> },
     /// The removal of a member is on disk.
@@ -419,11 +451,19 @@ impl Node {
         let known = !stored.leases.leases.is_empty() || !stored.leases.resting.is_empty();
         let other_boot = known && stored.leases.boot != config.boot;
         let leases = Leases::restore(stored.leases, &config.boot, now);
+        let mut rng = ChaCha20Rng::from_seed(seed);
+        let datagrams = datagrams::Datagrams::restore(stored.group, me.node_id(), &mut rng);
+        // A node that is in no cluster yet has nothing that a copy could have, too.
+        let continued = stored.view.is_none()
+            || config
+                .previous_start
+                .is_some_and(|before| before.checked_add(1) == Some(stored.node.generation));
+        let standing = copies::Standing::new(rng.next_u64(), continued);
         let mut node = Self {
             id: me.node_id(),
             me,
             identity,
-            rng: ChaCha20Rng::from_seed(seed),
+            rng,
             started: now,
             now,
             host: None,
@@ -432,16 +472,21 @@ impl Node {
             stored: stored.node,
             version: 0,
             leases,
-            outdated: false,
+            standing,
             vanishing: BTreeMap::new(),
             overlap: None,
             refused: false,
             sessions: BTreeMap::new(),
             dialer: dial::Dialer::default(),
             join: join::Join::default(),
-            pairs: stored.keys.into_iter().map(|(id, key)| (id, psk::Pair::restore(key))).collect(),
+            pairs: psk::Pairs::restore(stored.keys),
             tunnels: BTreeMap::new(),
-            gossip: gossip::Gossip::default(),
+            gossip: None,
+            early: gossip::Early::default(),
+            datagrams,
+            next_heirs: None,
+            heirs_pause: Duration::ZERO,
+            next_settle: None,
             addresses_asked: None,
             pending: BTreeMap::new(),
             tickets: 0,
@@ -450,6 +495,7 @@ impl Node {
             flushed: now,
             next_flush: now,
             desired: Arc::new(HostState::default()),
+            stale: true,
             revision: 0,
             applied: 0,
             in_kernel: Arc::new(HostState::default()),
@@ -460,6 +506,7 @@ impl Node {
             config,
         };
         node.refresh_record();
+        node.start_gossip();
         node
     }
 
@@ -467,8 +514,11 @@ impl Node {
     pub fn handle(&mut self, input: Input, now: Time) {
         self.now = now.max(self.now);
         self.leases.expire(self.now);
+        // These come often, and say themselves when they change what the kernel should hold.
+        self.stale |= !matches!(input, Input::Tick | Input::Datagram { .. });
         match input {
             Input::Tick => {}
+            Input::Datagram { from, bytes } => self.on_datagram(from, &bytes),
             Input::Host(facts) => self.on_host(facts),
             Input::Seeds(seeds) => self.config.seeds = seeds,
             Input::SessionOpened { session, peer, dialled, remote, secrets } => {
@@ -480,7 +530,7 @@ impl Node {
             Input::Persisted(ticket) => self.on_persisted(ticket),
             Input::PersistFailed(ticket, error) => self.on_persist_failed(ticket, &error),
             Input::Applied { revision, problems } => self.on_applied(revision, problems),
-            Input::Tunnels(tunnels) => self.tunnels = tunnels,
+            Input::Tunnels(tunnels) => self.on_tunnels(tunnels),
             Input::Request(id, request) => self.on_request(id, request),
             Input::Tombstones(ids) => self.on_tombstones(&ids),
             Input::Remains { begun, remains } => self.on_remains(&remains, begun),
@@ -531,6 +581,7 @@ impl Node {
             self.pair_deadline(),
             self.addresses_deadline(),
             self.flush_deadline(),
+            self.standing_deadline(),
         ];
         let next = deadlines.into_iter().flatten().min().unwrap_or(self.now + IDLE_TICK);
         // A deadline in the past would spin: something due was just done, or waits for an input.
@@ -565,9 +616,8 @@ impl Node {
             StateFile::Cluster => self.view.as_ref().map(state::encode_cluster),
             StateFile::Node => Some(state::encode_node(&self.stored)),
             StateFile::Leases => Some(state::encode_leases(&self.leases.stored(&self.config.boot, self.now))),
-            StateFile::Keys => Some(state::encode_keys(
-                &self.pairs.iter().filter_map(|(id, pair)| Some((*id, pair.stored()?))).collect(),
-            )),
+            StateFile::Keys => Some(state::encode_keys(&self.pairs.stored())),
+            StateFile::Group => Some(state::encode_group(self.datagrams.stored())),
         }
     }
 
@@ -598,9 +648,10 @@ impl Node {
             }
             Some(Pending::Member { view, sponsor }) => self.become_member(*view, sponsor),
             Some(Pending::Welcome { session, delta }) => self.welcome(session, *delta),
-            Some(Pending::Granted { delta }) => self.broadcast(&delta, None),
+            Some(Pending::Contested) => self.contest(),
+            Some(Pending::Granted { delta }) => self.spread(&delta),
             Some(Pending::Removed { request, delta }) => {
-                self.broadcast(&delta, None);
+                self.spread(&delta);
                 self.reply(request, Ok(Response::Done));
             }
             Some(Pending::Leased { request, id }) => self.leased(request, &id),
@@ -614,11 +665,12 @@ impl Node {
         match self.pending.remove(&ticket) {
             None => {}
             // Tried again with the next change, at the latest when the node says something new of itself.
-            Some(Pending::Nothing | Pending::Granted { .. }) => {
+            Some(Pending::Nothing | Pending::Granted { .. } | Pending::Contested) => {
                 self.dirty.insert(StateFile::Cluster);
                 self.dirty.insert(StateFile::Keys);
                 self.dirty.insert(StateFile::Node);
                 self.dirty.insert(StateFile::Leases);
+                self.dirty.insert(StateFile::Group);
                 self.retry_flush_later();
             }
             Some(Pending::Removed { request, .. }) => {

@@ -21,6 +21,9 @@ impl Node {
         let moved = known.is_none_or(|known| {
             (&known.addresses, known.underlay_mtu) != (&facts.addresses, facts.underlay_mtu)
         });
+        if known.is_none() {
+            self.standing.was_here = facts.bridge;
+        }
         self.host = Some(facts);
         if moved {
             self.dialer.reset_backoff();

@@ -1,5 +1,7 @@
 //! Removing members, and being removed.
 
+use std::time::Duration;
+
 use mesh_keys::{IdentityKey, NodeId};
 
 use super::gossip::PUSH_ITEMS;
@@ -12,6 +14,9 @@ use crate::view::{Delta, Frozen, Missing};
 /// What is said to a node that was removed, and to who is one.
 pub(super) const REMOVED: &str = "this identity was removed from the cluster and does not come back: to join as a new node, remove the state directory and start again";
 
+/// Next look at what has to be promised, while this node signs nothing.
+const SETTLE_LATER: Duration = Duration::from_secs(2);
+
 impl Node {
     /// Whether this node was removed, or was let in by one that was and is not kept.
     pub(super) fn is_out(&self) -> bool {
@@ -20,8 +25,8 @@ impl Node {
 
     /// Signs the removal of a member, if this node may.
     pub(super) fn on_remove(&mut self, request: RequestId, node: NodeId) {
-        let refused = if self.outdated {
-            Err("this node's state is older than what it said before: it signs nothing".to_owned())
+        let refused = if let Some(doubt) = self.doubt() {
+            Err(doubt.to_owned())
         } else if self.is_out() {
             Err(REMOVED.to_owned())
         } else {
@@ -57,11 +62,16 @@ impl Node {
         }
         let members = view.admissions();
         let out = !members.contains(&self.me);
-        let pairs = self.pairs.len();
-        self.pairs.retain(|id, _| !out && members.key_of(id).is_some());
-        if self.pairs.len() < pairs {
+        let stays = |id: &NodeId| !out && members.key_of(id).is_some();
+        if self.pairs.retain(stays) {
             self.dirty.insert(StateFile::Keys);
         }
+        self.dialer.retain_members(stays);
+        self.datagrams.retain(stays);
+        if let Some(gossip) = &mut self.gossip {
+            gossip.retain_members(stays);
+        }
+        self.stale = true;
         let closing: Vec<SessionId> = self
             .sessions
             .iter()
@@ -76,6 +86,9 @@ impl Node {
             );
         }
         for session in closing {
+            if let Some(peer) = self.sessions.get(&session).map(|entry| entry.peer).filter(|_| !out) {
+                self.prove_removal(session, &peer);
+            }
             self.refuse(session, RefusalCode::Removed, REMOVED);
         }
     }
@@ -97,7 +110,9 @@ impl Node {
     /// Promises what has to be promised about removed nodes, and takes over what this node inherits. Durable
     /// before others hear of it.
     pub(super) fn settle_addresses(&mut self) {
-        if self.outdated {
+        if self.doubt().is_some() {
+            // As soon as that is over: what a copy signs would count as this node's word.
+            self.next_settle = (!self.is_outdated()).then_some(self.now + SETTLE_LATER);
             return;
         }
         let Some(view) = &mut self.view else { return };

@@ -11,6 +11,10 @@ use crate::message::{Hello, Message, PROTOCOL, Refusal, RefusalCode};
 use crate::time::Time;
 use crate::view::{Delta, View};
 
+/// A session with a member in which nothing is said for so long is ended by the node with the lower id; by the other
+/// a little later.
+const IDLE_LIMIT: Duration = Duration::from_secs(30);
+
 /// A session must have led to something within this time.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(20);
 
@@ -31,6 +35,8 @@ pub(super) struct Session {
     pub(super) remote: SocketAddr,
     pub(super) secrets: SessionSecrets,
     pub(super) opened: Time,
+    /// When something was said last, at either end.
+    pub(super) used: Time,
     pub(super) phase: Phase,
     /// Since when another session with the same member counts instead.
     pub(super) replaced: Option<Time>,
@@ -68,6 +74,7 @@ impl Node {
             remote,
             secrets,
             opened: self.now,
+            used: self.now,
             phase: Phase::Greeting,
             replaced: None,
         };
@@ -112,7 +119,9 @@ impl Node {
     }
 
     pub(super) fn on_frame(&mut self, session: SessionId, frame: &[u8]) {
-        let Some(entry) = self.sessions.get(&session) else { return };
+        let now = self.now;
+        let Some(entry) = self.sessions.get_mut(&session) else { return };
+        entry.used = now;
         let peer = entry.peer.node_id();
         if matches!(entry.phase, Phase::Closing) {
             return;
@@ -194,7 +203,7 @@ impl Node {
                     tracing::warn!(%remote, peer = %peer.node_id().short(), "refused: {reason}");
                     return self.refuse(session, RefusalCode::NotMember, &reason);
                 }
-                self.learned(&merged.new, Some(session));
+                self.learned(&merged.new, &merged.gone);
                 if !dialled {
                     let hello = self.hello();
                     self.send(session, &Message::Hello(Box::new(hello)));
@@ -213,7 +222,19 @@ impl Node {
         self.emit(Output::Trust { session });
         self.dialer.on_member(peer);
         self.choose_session(peer);
-        self.greet_member(session);
+        let keys = self.group_keys();
+        self.send(session, &keys);
+        if let Some(record) = self.view.as_ref().and_then(|view| view.record(&peer)) {
+            let known = self.what_we_know_of(record);
+            self.send(session, &known);
+        }
+        for message in self.dialer.take_waiting(&peer) {
+            self.send(session, &message);
+        }
+        if let Some(gossip) = &mut self.gossip {
+            gossip.greet(peer);
+        }
+        self.send_gossip(None, usize::MAX);
         self.pair_session_changed(peer);
     }
 
@@ -242,19 +263,6 @@ impl Node {
             .map(|(id, _)| *id)
     }
 
-    /// The sessions that count, one for each member.
-    pub(super) fn member_sessions(&self) -> Vec<(NodeId, SessionId)> {
-        let mut peers: Vec<NodeId> = self
-            .sessions
-            .values()
-            .filter(|session| matches!(session.phase, Phase::Member))
-            .map(|session| session.peer.node_id())
-            .collect();
-        peers.sort_unstable();
-        peers.dedup();
-        peers.into_iter().filter_map(|peer| Some((peer, self.session_with(&peer)?))).collect()
-    }
-
     fn on_refused(&mut self, session: SessionId, refusal: &Refusal) {
         let Some(entry) = self.sessions.get(&session) else { return };
         let (remote, dialled) = (entry.remote, entry.dialled);
@@ -277,8 +285,8 @@ impl Node {
         match entry.phase {
             Phase::Member => {
                 if self.session_with(&peer).is_none() {
-                    tracing::info!(peer = %peer.short(), remote = %entry.remote, reason, "session lost");
-                    self.dialer.on_lost(peer, entry.dialled.or(Some(entry.remote)), reason, self.now);
+                    tracing::debug!(peer = %peer.short(), remote = %entry.remote, reason, "session ended");
+                    self.dialer.on_lost(peer, entry.dialled.or(Some(entry.remote)), reason);
                 } else {
                     self.choose_session(peer);
                 }
@@ -304,8 +312,10 @@ impl Node {
                 Phase::Closing => None,
                 Phase::Member => {
                     let due = session.replaced.is_some_and(|since| now.since(since) >= REPLACED_LIMIT);
-                    (due && self.id < session.peer.node_id())
-                        .then_some((*id, "another session with the same node is used"))
+                    if due && self.id < session.peer.node_id() {
+                        return Some((*id, "another session with the same node is used"));
+                    }
+                    self.idle_limit(session).filter(|limit| now >= *limit).map(|_| (*id, "nothing to say"))
                 }
                 Phase::Greeting | Phase::Joining(_) | Phase::Sponsoring(_) => (now.since(session.opened)
                     >= HANDSHAKE_LIMIT)
@@ -325,7 +335,10 @@ impl Node {
                 Phase::Member => session
                     .replaced
                     .filter(|_| self.id < session.peer.node_id())
-                    .map(|since| since + REPLACED_LIMIT),
+                    .map(|since| since + REPLACED_LIMIT)
+                    .into_iter()
+                    .chain(self.idle_limit(session))
+                    .min(),
                 Phase::Greeting | Phase::Joining(_) | Phase::Sponsoring(_) => {
                     Some(session.opened + HANDSHAKE_LIMIT)
                 }
@@ -333,10 +346,21 @@ impl Node {
             .min()
     }
 
+    /// When a session with a member is ended, if nothing else is said. It is the only way to a member whose
+    /// datagrams do not arrive.
+    fn idle_limit(&self, session: &Session) -> Option<Time> {
+        let peer = session.peer.node_id();
+        self.datagrams.address(&peer)?;
+        let patience = if self.id < peer { IDLE_LIMIT } else { IDLE_LIMIT * 4 / 3 };
+        Some(session.used + patience)
+    }
+
     pub(super) fn send(&mut self, session: SessionId, message: &Message) {
-        if let Some(entry) = self.sessions.get(&session)
+        let now = self.now;
+        if let Some(entry) = self.sessions.get_mut(&session)
             && !matches!(entry.phase, Phase::Closing)
         {
+            entry.used = now;
             tracing::trace!(peer = %entry.peer.node_id().short(), kind = message.kind(), "sending");
             self.emit(Output::Send { session, frame: message.encode() });
         }
@@ -358,7 +382,10 @@ impl Node {
         match was {
             Phase::Closing => return,
             Phase::Joining(_) => self.join_session_gone(session, dialled, reason),
-            Phase::Member => self.pair_session_changed(peer),
+            Phase::Member => {
+                self.dialer.on_ended(peer, dialled);
+                self.pair_session_changed(peer);
+            }
             Phase::Greeting | Phase::Sponsoring(_) => {}
         }
         self.emit(Output::Close { session, reason: reason.to_owned() });

@@ -1,12 +1,13 @@
 //! The node's account of itself, for `meshctl status` and `/metrics`.
 
 use ipnet::IpNet;
+use mesh_keys::NodeId;
 
 use super::Node;
 use super::desired::ranges_of;
 use crate::api::{
-    AddressStatus, ClusterStatus, LaneStatus, Membership, NodeStatus, PeerStatus, SCHEMA_VERSION,
-    SessionStatus, Status, TunnelStatus,
+    AddressStatus, ClusterStatus, GossipStatus, LaneStatus, Membership, NodeStatus, PeerStatus,
+    SCHEMA_VERSION, SessionStatus, Status, TunnelStatus,
 };
 use crate::host::Route;
 use crate::leases::ipv6_for;
@@ -16,11 +17,7 @@ impl Node {
     pub fn status(&self) -> Status {
         let mut problems: Vec<String> =
             self.problems.iter().map(|problem| format!("{}: {}", problem.object, problem.text)).collect();
-        if self.outdated {
-            problems.push(
-                "this node's state is older than what it said before: a copied or restored disk".to_owned(),
-            );
-        }
+        problems.extend(self.copies_problem());
         problems.extend(self.removal_problems());
         if let Some(view) = &self.view {
             problems.extend(view.grants().conflicts().iter().map(|conflict| {
@@ -92,6 +89,22 @@ impl Node {
             .collect()
     }
 
+    /// Whether gossip thinks that a member can be reached.
+    pub(super) fn is_reachable(&self, id: &NodeId) -> bool {
+        self.gossip.as_ref().is_some_and(|gossip| gossip.is_reachable(id))
+    }
+
+    fn gossip_status(&self, id: &NodeId) -> GossipStatus {
+        let known = self.gossip.as_ref().and_then(|gossip| gossip.acquaintance(id));
+        let (rtt, heard) = known.unwrap_or_default();
+        GossipStatus {
+            reachable: self.is_reachable(id),
+            address: self.datagrams.address(id),
+            rtt_microseconds: rtt,
+            heard_seconds: heard.map(|at| self.now.since(at).as_secs()),
+        }
+    }
+
     /// Whether the kernel sends packets for `range` into a tunnel.
     fn leads_to_lane(&self, range: &IpNet) -> bool {
         matches!(
@@ -128,6 +141,7 @@ impl Node {
                         record.mesh_ipv4.unwrap_or(std::net::Ipv4Addr::UNSPECIFIED),
                     ),
                     session,
+                    gossip: self.gossip_status(id),
                     tunnel: TunnelStatus {
                         ready,
                         endpoint: facts.endpoint,

@@ -2,6 +2,7 @@
 //! that keep what was written, kernels that do what is asked.
 
 mod addresses;
+mod copies;
 mod removal;
 mod scenarios;
 
@@ -35,6 +36,8 @@ pub(super) struct Host {
     secret: SimSecret,
     seeds: Vec<usize>,
     pub(super) disk: BTreeMap<StateFile, Vec<u8>>,
+    /// What the host keeps until its next boot: boot and generation of the last start.
+    pub(super) last_start: Option<(&'static str, u64)>,
     pub(super) kernel: HostState,
     pub(super) replies: BTreeMap<RequestId, Result<Response, ApiError>>,
     next: Time,
@@ -55,6 +58,7 @@ pub(super) enum SimSecret {
 #[derive(Clone, Debug)]
 enum Event {
     Deliver { to: usize, session: SessionId, frame: Vec<u8> },
+    Datagram { to: usize, from: SocketAddr, bytes: Vec<u8> },
     Open { from: usize, target: SocketAddr },
     Closed { to: usize, session: SessionId, reason: String },
     Applied { to: usize, revision: u64 },
@@ -107,6 +111,7 @@ impl Sim {
             secret,
             seeds: seeds.to_vec(),
             disk: BTreeMap::new(),
+            last_start: None,
             kernel: HostState::default(),
             replies: BTreeMap::new(),
             next: Time::ZERO,
@@ -152,6 +157,7 @@ impl Sim {
             underlay_mtu: Some(1500),
             prefixes: host.prefixes.clone(),
             closed: ends.map(|(range, _)| *range).collect(),
+            bridge: host.kernel.bridge.is_some(),
             ..HostFacts::default()
         }
     }
@@ -183,6 +189,10 @@ impl Sim {
             mtu: None,
             software: "sim".into(),
             boot: self.boot.into(),
+            previous_start: host
+                .last_start
+                .filter(|(boot, _)| *boot == self.boot)
+                .map(|(_, generation)| generation),
             backend: (Backend::Userspace, "simulated".into()),
         };
         Node::new(config, host.identity.clone(), stored, seed, self.now)
@@ -214,7 +224,7 @@ impl Sim {
             }
         }
         self.queue.retain(|_, event| {
-            !matches!(event, Event::Deliver { to, .. } | Event::Applied { to, .. } | Event::Tick { to } if *to == at)
+            !matches!(event, Event::Deliver { to, .. } | Event::Datagram { to, .. } | Event::Applied { to, .. } | Event::Tick { to } if *to == at)
         });
     }
 
@@ -256,6 +266,14 @@ impl Sim {
     }
 
     fn input(&mut self, at: usize, input: Input) {
+        self.drive(at, input);
+        let noted = self.hosts[at].node.as_ref().and_then(Node::start_to_note);
+        if let Some(generation) = noted {
+            self.hosts[at].last_start = Some((self.boot, generation));
+        }
+    }
+
+    fn drive(&mut self, at: usize, input: Input) {
         let now = self.now;
         let Some(node) = self.hosts[at].node.as_mut() else { return };
         node.handle(input, now);
@@ -277,6 +295,12 @@ impl Sim {
                 Output::Send { session, frame } => {
                     if let Some((to, session)) = self.sessions.get(&(at, session)).copied() {
                         self.schedule(DELAY, Event::Deliver { to, session, frame });
+                    }
+                }
+                Output::Datagram { to, bytes } => {
+                    let target = (0..self.hosts.len()).find(|host| address(*host) == to);
+                    if let Some(to) = target.filter(|to| self.connected(at, *to)) {
+                        self.schedule(DELAY, Event::Datagram { to, from: address(at), bytes });
                     }
                 }
                 Output::Trust { .. } => {}
@@ -338,6 +362,7 @@ impl Sim {
             Event::Deliver { to, session, frame } => {
                 self.input(to, Input::SessionFrame { session, frame });
             }
+            Event::Datagram { to, from, bytes } => self.input(to, Input::Datagram { from, bytes }),
             Event::Closed { to, session, reason } => {
                 self.sessions.remove(&(to, session));
                 self.input(to, Input::SessionClosed { session, reason });
@@ -426,7 +451,7 @@ impl Sim {
         let running = self.running();
         let views: Option<Vec<&View>> = running.iter().map(|host| self.node(*host).view()).collect();
         let Some(views) = views else { return false };
-        let equal = views.windows(2).all(|pair| pair[0].fingerprint() == pair[1].fingerprint());
+        let equal = views.windows(2).all(|pair| pair[0].items().eq(pair[1].items()));
         equal
             && running.iter().all(|host| self.node(*host).is_ready())
             && running.iter().all(|a| running.iter().all(|b| a == b || self.tunnel(*a, *b)))

@@ -16,12 +16,16 @@
 //! node promised about addresses when it was put out can never be owed to it again. Its price: a node that a
 //! removed node had let in unknown to the remover is out, and joins anew under a new identity.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
+use mesh_keys::frame::ShortId;
 use mesh_keys::{
     AdmissionError, BodyId, ClusterId, Genesis, IdentityKey, NodeId, Removal, RemovalError, SignedAdmission,
     SignedRemoval,
 };
+
+use super::items::{is_named, lowest};
+use super::persistent::{Bounded as _, Map, Pairs, Set};
 
 /// Most members of a cluster at a time.
 pub(super) const MAX_MEMBERS: usize = 16_384;
@@ -40,24 +44,26 @@ pub struct Admissions {
     founder: IdentityKey,
     /// Empty in flat mode.
     admin_keys: Vec<IdentityKey>,
-    admitted: BTreeMap<IdentityKey, BTreeMap<BodyId, SignedAdmission>>,
-    statements: BTreeMap<BodyId, Statement>,
+    statements: Map<BodyId, Statement>,
+    /// Node → its admissions.
+    admitted: Pairs<IdentityKey, BodyId>,
     /// Sponsor → its admissions, with their serials.
-    by_sponsor: BTreeMap<IdentityKey, BTreeSet<(u64, BodyId)>>,
-    keys: BTreeMap<NodeId, IdentityKey>,
-    removals: BTreeMap<BodyId, (SignedRemoval, Removal)>,
-    removed: BTreeMap<IdentityKey, Removed>,
-    removed_ids: BTreeSet<NodeId>,
+    by_sponsor: Pairs<IdentityKey, (u64, BodyId)>,
+    keys: Map<NodeId, IdentityKey>,
+    removals: Map<BodyId, (SignedRemoval, Removal)>,
+    removed: Map<IdentityKey, Removed>,
+    removed_ids: Set<NodeId>,
     /// Nodes that some removal keeps and whose admission has not arrived.
-    awaited: BTreeSet<NodeId>,
+    awaited: Set<NodeId>,
     /// What follows: see the module.
-    accepted: BTreeSet<IdentityKey>,
-    members: BTreeMap<NodeId, IdentityKey>,
+    accepted: Set<IdentityKey>,
+    members: Map<NodeId, IdentityKey>,
 }
 
-/// What an admission says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// An admission, and what it says.
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Statement {
+    signed: SignedAdmission,
     subject: IdentityKey,
     sponsor: IdentityKey,
 }
@@ -117,6 +123,26 @@ pub enum NotRemoved {
     Full,
 }
 
+impl NotAdmitted {
+    /// Whether it may count once more is known, or when there is room.
+    pub(super) fn is_early(&self) -> bool {
+        match self {
+            Self::UnknownSponsor { .. } | Self::Full => true,
+            Self::Invalid(_) | Self::SameNodeId { .. } => false,
+        }
+    }
+}
+
+impl NotRemoved {
+    /// Whether it may count once more is known, or when there is room.
+    pub(super) fn is_early(&self) -> bool {
+        match self {
+            Self::UnknownMember { .. } | Self::Full => true,
+            Self::Invalid(_) | Self::NotAdmin { .. } => false,
+        }
+    }
+}
+
 impl Admissions {
     /// The set that has the founder only.
     pub fn new(genesis: &Genesis) -> Self {
@@ -125,17 +151,18 @@ impl Admissions {
             cluster: genesis.id(),
             founder,
             admin_keys: genesis.admin_keys().to_vec(),
-            admitted: BTreeMap::new(),
-            statements: BTreeMap::new(),
-            by_sponsor: BTreeMap::new(),
-            keys: BTreeMap::from([(founder.node_id(), founder)]),
-            removals: BTreeMap::new(),
-            removed: BTreeMap::new(),
-            removed_ids: BTreeSet::new(),
-            awaited: BTreeSet::new(),
-            accepted: BTreeSet::new(),
-            members: BTreeMap::new(),
+            statements: Map::default(),
+            admitted: Pairs::default(),
+            by_sponsor: Pairs::default(),
+            keys: Map::default(),
+            removals: Map::default(),
+            removed: Map::default(),
+            removed_ids: Set::default(),
+            awaited: Set::default(),
+            accepted: Set::default(),
+            members: Map::default(),
         };
+        admissions.keys.insert(founder.node_id(), founder);
         admissions.accept(founder);
         admissions
     }
@@ -158,7 +185,7 @@ impl Admissions {
         if self.keys.get(&node).is_some_and(|key| *key != subject) {
             return Err(NotAdmitted::SameNodeId { node });
         }
-        let known = self.admitted.get(&subject).map_or(0, BTreeMap::len);
+        let known = self.admitted.of(&subject).count();
         if known >= MAX_PER_NODE
             || (known == 0 && self.members.len() >= MAX_MEMBERS)
             || self.statements.len() >= MAX_HISTORY
@@ -167,26 +194,26 @@ impl Admissions {
         }
         self.keys.insert(node, subject);
         self.awaited.remove(&node);
-        self.statements.insert(id, Statement { subject, sponsor });
-        self.by_sponsor.entry(sponsor).or_default().insert((admission.issued_serial, id));
-        self.admitted.entry(subject).or_default().insert(id, signed.clone());
+        self.statements.insert(id, Statement { signed: signed.clone(), subject, sponsor });
+        self.by_sponsor.insert(sponsor, (admission.issued_serial, id));
+        self.admitted.insert(subject, id);
         if self.accepted.contains(&sponsor) && self.vouches(&sponsor, &subject) {
             self.accept(subject);
         }
         Ok(true)
     }
 
-    /// Adds a removal; `false` when it was there already.
+    /// Adds a removal. The node that it removes; `None` when it was there already.
     ///
     /// In flat mode its signer may be any node that was ever let in, even one that was removed since: two members
     /// that remove each other without knowing of it are both out, in whatever order others hear of it.
     ///
     /// # Errors
     /// [`NotRemoved`]; the set is unchanged.
-    pub fn remove(&mut self, signed: &SignedRemoval) -> Result<bool, NotRemoved> {
+    pub fn remove(&mut self, signed: &SignedRemoval) -> Result<Option<IdentityKey>, NotRemoved> {
         let id = signed.id();
         if self.removals.contains_key(&id) {
-            return Ok(false);
+            return Ok(None);
         }
         let removal = signed.check(&self.cluster)?;
         if self.admin_keys.is_empty() {
@@ -200,15 +227,16 @@ impl Admissions {
             return Err(NotRemoved::Full);
         }
         let subject = removal.subject;
-        self.awaited.extend(removal.keep.iter().filter(|id| !self.keys.contains_key(*id)));
-        let keep: BTreeSet<NodeId> = removal.keep.iter().copied().collect();
-        self.removed
-            .entry(subject)
-            .and_modify(|removed| {
-                removed.removals.insert(id);
-                removed.keep.retain(|node| keep.contains(node));
-            })
-            .or_insert_with(|| Removed { removals: BTreeSet::from([id]), keep: keep.clone() });
+        for node in removal.keep.iter().filter(|node| !self.keys.contains_key(node)) {
+            self.awaited.insert(*node);
+        }
+        let mut removed =
+            Removed { removals: BTreeSet::from([id]), keep: removal.keep.iter().copied().collect() };
+        if let Some(before) = self.removed.get(&subject) {
+            removed.removals.extend(&before.removals);
+            removed.keep.retain(|node| before.keep.contains(node));
+        }
+        self.removed.insert(subject, removed);
         self.removals.insert(id, (signed.clone(), removal));
         self.removed_ids.insert(subject.node_id());
         if self.accepted.contains(&subject) {
@@ -218,20 +246,21 @@ impl Admissions {
             .sponsored(&subject)
             .any(|child| self.accepted.contains(&child.subject) && !self.vouches(&subject, &child.subject));
         if someone_lost {
-            self.accepted.clear();
-            self.members.clear();
+            self.accepted = Set::default();
+            self.members = Map::default();
             self.accept(self.founder);
         }
-        Ok(true)
+        Ok(Some(subject))
     }
 
     /// Takes a node in, and those who are there by it.
     fn accept(&mut self, key: IdentityKey) {
         let mut queue = vec![key];
         while let Some(key) = queue.pop() {
-            if !self.accepted.insert(key) {
+            if self.accepted.contains(&key) {
                 continue;
             }
+            self.accepted.insert(key);
             if !self.removed.contains_key(&key) {
                 self.members.insert(key.node_id(), key);
             }
@@ -245,8 +274,7 @@ impl Admissions {
     }
 
     fn sponsored(&self, sponsor: &IdentityKey) -> impl Iterator<Item = &Statement> {
-        let ids = self.by_sponsor.get(sponsor).into_iter().flatten();
-        ids.filter_map(|(_, id)| self.statements.get(id))
+        self.by_sponsor.of(sponsor).filter_map(|(_, id)| self.statements.get(id))
     }
 
     /// Whether the removals of `sponsor`, if any, keep `subject`.
@@ -261,7 +289,7 @@ impl Admissions {
 
     /// Whether a chain of sponsors leads from `key` to the founder, removed or not.
     pub fn was_admitted(&self, key: &IdentityKey) -> bool {
-        *key == self.founder || self.admitted.contains_key(key)
+        *key == self.founder || self.admitted.has(key)
     }
 
     /// Whether there is a removal of `key`.
@@ -272,6 +300,11 @@ impl Admissions {
     /// The same by node id.
     pub fn is_removed_id(&self, node: &NodeId) -> bool {
         self.removed_ids.contains(node)
+    }
+
+    /// A node that was removed, by the first bytes of its id.
+    pub fn removed_with(&self, short: &ShortId) -> Option<NodeId> {
+        self.removed_ids.at_or_after(short.first_node()).filter(|id| ShortId::of(id) == *short).copied()
     }
 
     /// The identity key of a member.
@@ -305,20 +338,18 @@ impl Admissions {
     }
 
     /// Nodes that a removal keeps and whose admission has not arrived: members that are not known yet.
-    pub fn awaited(&self) -> &BTreeSet<NodeId> {
-        &self.awaited
+    pub fn awaited(&self) -> impl Iterator<Item = &NodeId> {
+        self.awaited.iter()
     }
 
     /// The highest serial among the admissions by `sponsor`.
     pub fn highest_serial(&self, sponsor: &IdentityKey) -> u64 {
-        self.by_sponsor.get(sponsor).and_then(BTreeSet::last).map_or(0, |(serial, _)| *serial)
+        self.by_sponsor.of(sponsor).next_back().map_or(0, |(serial, _)| *serial)
     }
 
     /// How many admissions by `sponsor` there are up to `serial`.
     pub fn count_up_to(&self, sponsor: &IdentityKey, serial: u64) -> u64 {
-        let Some(all) = self.by_sponsor.get(sponsor) else { return 0 };
-        let later = all.iter().rev().take_while(|(other, _)| *other > serial).count();
-        (all.len() - later) as u64
+        self.by_sponsor.up_to(sponsor, (serial, BodyId::HIGHEST)).count() as u64
     }
 
     /// Whom a removal of `subject` must keep so that nobody else is put out by it: those let in by it who are
@@ -358,7 +389,7 @@ impl Admissions {
         // Insertion guarantees that sponsors were admitted before: walking up ends at the founder.
         let mut queue = vec![*key];
         while let Some(subject) = queue.pop() {
-            for id in self.admitted.get(&subject).into_iter().flat_map(BTreeMap::keys) {
+            for id in self.admitted.of(&subject) {
                 if let Some(statement) = self.statements.get(id)
                     && wanted.insert(statement.sponsor)
                 {
@@ -379,14 +410,26 @@ impl Admissions {
         self.removals.values().map(|(signed, _)| signed)
     }
 
+    /// The admission that gossip calls by that name.
+    pub(super) fn admission_named(&self, name: &[u8; 16]) -> Option<&SignedAdmission> {
+        let (id, statement) = self.statements.at_or_after(lowest(name))?;
+        is_named(id, name).then_some(&statement.signed)
+    }
+
+    /// The removal that gossip calls by that name.
+    pub(super) fn removal_named(&self, name: &[u8; 16]) -> Option<&SignedRemoval> {
+        let (id, (signed, _)) = self.removals.at_or_after(lowest(name))?;
+        is_named(id, name).then_some(signed)
+    }
+
     /// The names of the admissions.
-    pub fn ids(&self) -> BTreeSet<BodyId> {
-        self.statements.keys().copied().collect()
+    pub fn ids(&self) -> impl Iterator<Item = &BodyId> {
+        self.statements.keys()
     }
 
     /// The names of the removals.
-    pub fn removal_ids(&self) -> BTreeSet<BodyId> {
-        self.removals.keys().copied().collect()
+    pub fn removal_ids(&self) -> impl Iterator<Item = &BodyId> {
+        self.removals.keys()
     }
 
     /// The admissions of the nodes that `wanted` picks, outwards from the founder, whatever the order of arrival.
@@ -395,13 +438,13 @@ impl Admissions {
         let mut reached = BTreeSet::from([self.founder]);
         let mut queue = VecDeque::from([self.founder]);
         while let Some(sponsor) = queue.pop_front() {
-            for (_, id) in self.by_sponsor.get(&sponsor).into_iter().flatten() {
+            for (_, id) in self.by_sponsor.of(&sponsor) {
                 let Some(statement) = self.statements.get(id) else { continue };
                 let subject = statement.subject;
                 if !wanted(&subject) {
                     continue;
                 }
-                sorted.extend(self.admitted.get(&subject).and_then(|of| of.get(id)).cloned());
+                sorted.push(statement.signed.clone());
                 if reached.insert(subject) {
                     queue.push_back(subject);
                 }

@@ -31,6 +31,8 @@ use mesh_keys::{BodyId, ClusterId, Genesis, Identity, IdentityKey, NodeId, Signa
 use serde::{Deserialize, Serialize};
 
 use super::admissions::Admissions;
+use super::items::{is_named, lowest};
+use super::persistent::{Map, Pairs, Set};
 use crate::ranges::RangeSet;
 
 /// Most ranges in different hands at a time: a cluster has at most 2^16 blocks.
@@ -96,28 +98,28 @@ pub struct Ledger {
     block_prefix: u8,
     range: Ipv4Net,
     founder: IdentityKey,
-    grants: BTreeMap<BodyId, Entry>,
-    reclaims: BTreeMap<BodyId, ReclaimEntry>,
+    grants: Map<BodyId, Entry>,
+    reclaims: Map<BodyId, ReclaimEntry>,
     /// Parent → children.
-    children: BTreeMap<BodyId, BTreeSet<BodyId>>,
+    children: Pairs<BodyId, BodyId>,
     /// Signer → grants.
-    granted: BTreeMap<IdentityKey, BTreeSet<BodyId>>,
+    granted: Pairs<IdentityKey, BodyId>,
     /// Removed node → its reclaims.
-    reclaims_of: BTreeMap<IdentityKey, BTreeSet<BodyId>>,
+    reclaims_of: Pairs<IdentityKey, BodyId>,
     /// Signer → reclaims.
-    reclaims_by: BTreeMap<IdentityKey, BTreeSet<BodyId>>,
+    reclaims_by: Pairs<IdentityKey, BodyId>,
     /// Whether any node was reclaimed twice: only members that lie do that.
     contested: bool,
     /// What follows: the reclaim that counts for each node,
-    reclaimed: BTreeMap<IdentityKey, BodyId>,
+    reclaimed: Map<IdentityKey, BodyId>,
     /// the last of each node's line,
     lineage: Lineage,
-    /// what each grant conveys,
-    effective: BTreeMap<BodyId, RangeSet>,
+    /// what a grant conveys, where that is not its whole range,
+    effective: Map<BodyId, RangeSet>,
     /// what is left of it, where anything is,
-    own: BTreeMap<BodyId, RangeSet>,
+    own: Map<BodyId, RangeSet>,
     /// and the grants that each holder has something of.
-    held: BTreeMap<IdentityKey, BTreeSet<BodyId>>,
+    held: Map<IdentityKey, Set<BodyId>>,
     conflicts: BTreeSet<GrantConflict>,
 }
 
@@ -182,7 +184,13 @@ pub enum InvalidGrant {
     /// The grant it rests on is not known.
     #[error("it rests on a grant that is not known")]
     UnknownParent,
-    /// Who signed does not own the range.
+    /// The grant it rests on conveys no such range.
+    #[error("{range} is not part of what the grant it names conveys")]
+    NotConveyed {
+        /// The range.
+        range: Ipv4Net,
+    },
+    /// Who signed does not own the range, as far as known.
     #[error("{} does not own {range} by the grant it names", .from.short())]
     NotOwner {
         /// Who signed.
@@ -212,10 +220,16 @@ pub enum InvalidReclaim {
     /// It is about another cluster.
     #[error("it is for cluster {}", .0.short())]
     OtherCluster(ClusterId),
-    /// The removal it rests on is not known, or is of another node.
+    /// The removal it rests on is not known.
     #[error("it rests on a removal that is not known")]
     UnknownRemoval,
-    /// Who signed is not the heir.
+    /// The removal it rests on is of another node.
+    #[error("it rests on the removal of another node")]
+    OtherRemoval,
+    /// Who signed is the removed node.
+    #[error("a node that is removed cannot be its own heir")]
+    OwnHeir,
+    /// Who signed is not the heir, as far as known.
     #[error("{} is not the heir of {}", .to.short(), .removed.short())]
     NotHeir {
         /// Who signed.
@@ -231,6 +245,30 @@ pub enum InvalidReclaim {
     Full,
 }
 
+impl InvalidGrant {
+    /// Whether it may count once more is known, or when there is room.
+    pub(super) fn is_early(&self) -> bool {
+        match self {
+            Self::UnknownParent | Self::NotOwner { .. } | Self::Full => true,
+            Self::Signed(_) | Self::OtherCluster(_) | Self::NotConveyed { .. } | Self::Range { .. } => false,
+        }
+    }
+}
+
+impl InvalidReclaim {
+    /// Whether it may count once more is known, or when there is room.
+    pub(super) fn is_early(&self) -> bool {
+        match self {
+            Self::UnknownRemoval | Self::NotHeir { .. } | Self::Full => true,
+            Self::Signed(_)
+            | Self::OtherCluster(_)
+            | Self::OtherRemoval
+            | Self::OwnHeir
+            | Self::KeptOrder => false,
+        }
+    }
+}
+
 impl Ledger {
     /// The ledger in which the founder owns everything.
     pub fn new(genesis: &Genesis) -> Self {
@@ -239,18 +277,18 @@ impl Ledger {
             block_prefix: genesis.block_prefix(),
             range: genesis.ipv4_range(),
             founder: genesis.founder(),
-            grants: BTreeMap::new(),
-            reclaims: BTreeMap::new(),
-            children: BTreeMap::new(),
-            granted: BTreeMap::new(),
-            reclaims_of: BTreeMap::new(),
-            reclaims_by: BTreeMap::new(),
+            grants: Map::default(),
+            reclaims: Map::default(),
+            children: Pairs::default(),
+            granted: Pairs::default(),
+            reclaims_of: Pairs::default(),
+            reclaims_by: Pairs::default(),
             contested: false,
-            reclaimed: BTreeMap::new(),
+            reclaimed: Map::default(),
             lineage: Lineage::default(),
-            effective: BTreeMap::new(),
-            own: BTreeMap::new(),
-            held: BTreeMap::new(),
+            effective: Map::default(),
+            own: Map::default(),
+            held: Map::default(),
             conflicts: BTreeSet::new(),
         };
         ledger.recompute_all();
@@ -294,7 +332,10 @@ impl Ledger {
             .filter(|net| net.network() == grant.network && grant.prefix <= self.block_prefix)
             .ok_or(InvalidGrant::Range { network: grant.network, prefix: grant.prefix })?;
         let (receiver, conveyed) = self.conveyed(&grant.parent).ok_or(InvalidGrant::UnknownParent)?;
-        if !conveyed.contains(&range) || !self.may_succeed(receiver, &grant.from) {
+        if !conveyed.contains(&range) {
+            return Err(InvalidGrant::NotConveyed { range });
+        }
+        if !self.may_succeed(receiver, &grant.from) {
             return Err(InvalidGrant::NotOwner { from: grant.from.node_id(), range });
         }
         signed.verify(&grant.from)?;
@@ -306,8 +347,8 @@ impl Ledger {
         let plain =
             self.holder(receiver) == from && self.own.get(&parent).is_some_and(|own| own.covers(range));
         self.grants.insert(id, Entry { signed: signed.clone(), from, to, parent, range });
-        self.children.entry(parent).or_default().insert(id);
-        self.granted.entry(from).or_default().insert(id);
+        self.children.insert(parent, id);
+        self.granted.insert(from, id);
         if later {
             return Ok(true);
         }
@@ -316,7 +357,6 @@ impl Ledger {
             rest.remove(range);
             self.set_own(parent, rest);
             self.set_own(id, RangeSet::from_iter([range]));
-            self.effective.insert(id, RangeSet::from_iter([range]));
         } else {
             self.recompute_below(parent);
         }
@@ -344,11 +384,14 @@ impl Ledger {
             return Err(InvalidReclaim::KeptOrder);
         }
         let (removed, to) = (reclaim.removed, reclaim.to);
-        let removal = admissions
-            .removal(&reclaim.removal)
-            .filter(|removal| removal.subject == removed)
-            .ok_or(InvalidReclaim::UnknownRemoval)?;
-        if to == removed || !self.may_succeed(removal.heir, &to) {
+        if to == removed {
+            return Err(InvalidReclaim::OwnHeir);
+        }
+        let removal = admissions.removal(&reclaim.removal).ok_or(InvalidReclaim::UnknownRemoval)?;
+        if removal.subject != removed {
+            return Err(InvalidReclaim::OtherRemoval);
+        }
+        if !self.may_succeed(removal.heir, &to) {
             return Err(InvalidReclaim::NotHeir { to: to.node_id(), removed: removed.node_id() });
         }
         let heir = removal.heir;
@@ -357,10 +400,10 @@ impl Ledger {
             return Err(InvalidReclaim::Full);
         }
         let kept: BTreeSet<BodyId> = reclaim.kept.into_iter().collect();
-        self.contested |= self.reclaims_of.contains_key(&removed);
+        self.contested |= self.reclaims_of.has(&removed);
         let local = !self.contested
             && self.counts(&self.reclaimed, &to, &id)
-            && self.reclaims_by.get(&removed).is_none_or(|signed| signed.is_subset(&kept));
+            && self.reclaims_by.of(&removed).all(|signed| kept.contains(signed));
         // What is void now was taken from these.
         let touched: BTreeSet<BodyId> = self
             .granted_by(&removed)
@@ -368,14 +411,15 @@ impl Ledger {
             .filter_map(|grant| self.grants.get(grant).map(|entry| entry.parent))
             .collect();
         self.reclaims.insert(id, ReclaimEntry { signed: signed.clone(), removed, heir, to, kept });
-        self.reclaims_of.entry(removed).or_default().insert(id);
-        self.reclaims_by.entry(to).or_default().insert(id);
+        self.reclaims_of.insert(removed, id);
+        self.reclaims_by.insert(to, id);
         if local && self.lineage.inherit(removed, to) {
             // What the removed node held has another holder, and nobody else is touched.
             self.reclaimed.insert(removed, id);
-            let inherited = self.held.remove(&removed).unwrap_or_default();
-            if !inherited.is_empty() {
-                self.held.entry(self.holder(to)).or_default().extend(inherited);
+            let holder = self.holder(to);
+            if let Some(mut held) = self.held.take(&removed) {
+                held.append(self.held.take(&holder).unwrap_or_default());
+                self.held.insert(holder, held);
             }
             for parent in touched {
                 self.recompute_below(parent);
@@ -413,11 +457,7 @@ impl Ledger {
 
     /// The addresses that `key` owns.
     pub fn owned_by(&self, key: &IdentityKey) -> RangeSet {
-        let mut owned = RangeSet::new();
-        for (_, own) in self.holdings(key) {
-            owned.union(own);
-        }
-        owned
+        RangeSet::of_all(self.holdings(key).map(|(_, own)| own))
     }
 
     /// The owner of an address of the cluster's range.
@@ -451,7 +491,7 @@ impl Ledger {
 
     /// The reclaims signed by `key` that count, each with the node whose era it ended.
     pub fn reclaims_by(&self, key: &IdentityKey) -> impl Iterator<Item = (&BodyId, &IdentityKey)> {
-        let signed = self.reclaims_by.get(key).into_iter().flatten();
+        let signed = self.reclaims_by.of(key);
         signed
             .filter_map(|id| self.reclaims.get(id).map(|entry| (id, &entry.removed)))
             .filter(|(id, removed)| self.reclaimed.get(*removed) == Some(id))
@@ -459,13 +499,13 @@ impl Ledger {
 
     /// The grants signed by `key`.
     pub fn granted_by(&self, key: &IdentityKey) -> impl Iterator<Item = &BodyId> {
-        self.granted.get(key).into_iter().flatten()
+        self.granted.of(key)
     }
 
     /// The statements of `signer` that what `key` was granted rests on: the grants by it to `key` or above one to
     /// `key`, and its reclaims.
     pub fn rests_on(&self, key: &IdentityKey, signer: &IdentityKey) -> BTreeSet<BodyId> {
-        let reclaims = self.reclaims_by.get(signer).into_iter().flatten();
+        let reclaims = self.reclaims_by.of(signer);
         let grants = self
             .granted_by(signer)
             .filter(|id| self.below(id).any(|entry| entry.to == *key || self.holder(entry.to) == *key));
@@ -482,7 +522,7 @@ impl Ledger {
             {
                 owned.union(own);
             }
-            queue.extend(self.children.get(&id).into_iter().flatten());
+            queue.extend(self.children.of(&id));
         }
         owned
     }
@@ -492,7 +532,7 @@ impl Ledger {
         let mut queue = vec![*id];
         std::iter::from_fn(move || {
             let id = queue.pop()?;
-            queue.extend(self.children.get(&id).into_iter().flatten());
+            queue.extend(self.children.of(&id));
             self.grants.get(&id)
         })
     }
@@ -507,7 +547,7 @@ impl Ledger {
         let mut ordered = Vec::with_capacity(self.grants.len());
         let mut queue = vec![root(&self.cluster)];
         while let Some(parent) = queue.pop() {
-            for id in self.children.get(&parent).into_iter().flatten() {
+            for id in self.children.of(&parent) {
                 if let Some(entry) = self.grants.get(id) {
                     ordered.push(entry.signed.clone());
                     queue.push(*id);
@@ -518,15 +558,27 @@ impl Ledger {
     }
 
     /// The names of all grants.
-    pub fn ids(&self) -> BTreeSet<BodyId> {
-        self.grants.keys().copied().collect()
+    pub fn ids(&self) -> impl Iterator<Item = &BodyId> {
+        self.grants.keys()
+    }
+
+    /// The grant that gossip calls by that name.
+    pub(super) fn grant_named(&self, name: &[u8; 16]) -> Option<&Signed<Grant>> {
+        let (id, entry) = self.grants.at_or_after(lowest(name))?;
+        is_named(id, name).then_some(&entry.signed)
+    }
+
+    /// The reclaim that gossip calls by that name.
+    pub(super) fn reclaim_named(&self, name: &[u8; 16]) -> Option<&Signed<Reclaim>> {
+        let (id, entry) = self.reclaims.at_or_after(lowest(name))?;
+        is_named(id, name).then_some(&entry.signed)
     }
 
     /// All reclaims, each after those that make its signer an heir.
     pub fn reclaims_in_order(&self) -> Vec<Signed<Reclaim>> {
         let (mut ready, mut waiting): (BTreeSet<BodyId>, Vec<_>) = (BTreeSet::new(), Vec::new());
         let mut ordered = Vec::with_capacity(self.reclaims.len());
-        for (id, entry) in &self.reclaims {
+        for (id, entry) in self.reclaims.iter() {
             if entry.to == entry.heir {
                 ready.insert(*id);
                 ordered.push(entry.signed.clone());
@@ -552,8 +604,8 @@ impl Ledger {
     }
 
     /// The names of all reclaims.
-    pub fn reclaim_ids(&self) -> BTreeSet<BodyId> {
-        self.reclaims.keys().copied().collect()
+    pub fn reclaim_ids(&self) -> impl Iterator<Item = &BodyId> {
+        self.reclaims.keys()
     }
 
     /// Receiver and range of a grant, or of the genesis.
@@ -565,7 +617,7 @@ impl Ledger {
     }
 
     fn holdings(&self, key: &IdentityKey) -> impl Iterator<Item = (BodyId, &RangeSet)> {
-        let held = self.held.get(key).into_iter().flatten();
+        let held = self.held.get(key).into_iter().flat_map(Set::iter);
         held.filter_map(|id| self.own.get(id).map(|own| (*id, own)))
     }
 
@@ -582,7 +634,10 @@ impl Ledger {
             }
         } else {
             self.own.insert(id, own);
-            self.held.entry(holder).or_default().insert(id);
+            match self.held.get_mut(&holder) {
+                Some(held) => held.insert(id),
+                None => self.held.insert(holder, Set::from_iter([id])),
+            }
         }
     }
 
@@ -612,7 +667,7 @@ impl Ledger {
     fn line_from(&self, from: IdentityKey) -> impl Iterator<Item = IdentityKey> {
         // Members that lie reclaim in a circle: no line is longer than there are reclaims.
         let next = |key: &IdentityKey| {
-            let id = self.reclaims_of.get(key)?.first()?;
+            let id = self.reclaims_of.of(key).next()?;
             self.reclaims.get(id).map(|entry| entry.to)
         };
         std::iter::successors(Some(from), next).take(self.reclaims.len() + 1)
@@ -626,7 +681,7 @@ impl Ledger {
             if key == *to {
                 return true;
             }
-            for id in self.reclaims_of.get(&key).into_iter().flatten().filter(|id| admits(id)) {
+            for id in self.reclaims_of.of(&key).filter(|id| admits(id)) {
                 if let Some(entry) = self.reclaims.get(id)
                     && seen.insert(entry.to)
                 {
@@ -638,7 +693,7 @@ impl Ledger {
     }
 
     /// Whether a statement of `signer` counts, given the reclaims that count.
-    fn counts(&self, reclaimed: &BTreeMap<IdentityKey, BodyId>, signer: &IdentityKey, id: &BodyId) -> bool {
+    fn counts(&self, reclaimed: &Map<IdentityKey, BodyId>, signer: &IdentityKey, id: &BodyId) -> bool {
         reclaimed
             .get(signer)
             .and_then(|reclaim| self.reclaims.get(reclaim))
@@ -649,33 +704,35 @@ impl Ledger {
     /// reclaim that names them, the one with the lowest id. Members that lie can reclaim in a circle; it is cut
     /// at the highest key.
     fn resolve(&mut self) {
-        let mut resolved: BTreeMap<IdentityKey, BodyId> = BTreeMap::new();
+        let mut resolved = Map::default();
         let mut begun = BTreeSet::new();
         for key in self.reclaims_of.keys() {
             let mut stack = vec![*key];
             while let Some(key) = stack.last().copied() {
-                let candidates = || self.reclaims_of.get(&key).into_iter().flatten();
+                let candidates = || self.reclaims_of.of(&key);
                 if begun.insert(key) {
                     let signers = candidates().filter_map(|id| self.reclaims.get(id)).map(|entry| entry.to);
-                    stack.extend(
-                        signers.filter(|to| self.reclaims_of.contains_key(to) && !begun.contains(to)),
-                    );
+                    stack.extend(signers.filter(|to| self.reclaims_of.has(to) && !begun.contains(to)));
                     continue;
                 }
                 stack.pop();
                 let first = candidates().find(|id| {
                     self.reclaims.get(*id).is_some_and(|entry| self.counts(&resolved, &entry.to, id))
                 });
-                if let Some(id) = first {
-                    resolved.entry(key).or_insert(*id);
+                if let Some(id) = first
+                    && !resolved.contains_key(&key)
+                {
+                    resolved.insert(key, *id);
                 }
             }
         }
         self.lineage = Lineage::default();
-        resolved.retain(|removed, id| {
-            self.reclaims.get(id).is_some_and(|entry| self.lineage.inherit(*removed, entry.to))
-        });
-        self.reclaimed = resolved;
+        self.reclaimed = Map::default();
+        for (removed, id) in resolved.iter() {
+            if self.reclaims.get(id).is_some_and(|entry| self.lineage.inherit(*removed, entry.to)) {
+                self.reclaimed.insert(*removed, *id);
+            }
+        }
     }
 
     /// The children of a grant in their order, and whether each counts.
@@ -687,9 +744,7 @@ impl Ledger {
         }
         let mut children: Vec<(usize, BodyId, bool)> = self
             .children
-            .get(id)
-            .into_iter()
-            .flatten()
+            .of(id)
             .filter_map(|child| {
                 let from = self.grants.get(child)?.from;
                 let place = places.get(&from).copied();
@@ -702,33 +757,33 @@ impl Ledger {
     }
 
     fn signers_of_children(&self, id: &BodyId) -> impl Iterator<Item = IdentityKey> {
-        let children = self.children.get(id).into_iter().flatten();
-        children.filter_map(|child| self.grants.get(child)).map(|entry| entry.from)
+        self.children.of(id).filter_map(|child| self.grants.get(child)).map(|entry| entry.from)
     }
 
     /// Computes all that follows anew.
     fn recompute_all(&mut self) {
         let root = root(&self.cluster);
-        self.own.clear();
-        self.held.clear();
+        self.own = Map::default();
+        self.held = Map::default();
         self.conflicts.clear();
-        self.effective = BTreeMap::from([(root, RangeSet::from_iter([self.range]))]);
+        self.effective = Map::default();
         self.recompute_below(root);
     }
 
     /// Computes anew what follows from what `top` conveys, for it and all that rests on it.
     fn recompute_below(&mut self, top: BodyId) {
-        let mut queue = vec![(top, self.effective.get(&top).cloned().unwrap_or_default())];
-        while let Some((id, effective)) = queue.pop() {
+        let Some((_, range)) = self.conveyed(&top) else { return };
+        let effective = self.effective.get(&top).cloned().unwrap_or_else(|| RangeSet::from_iter([range]));
+        let mut queue = vec![(top, range, effective)];
+        while let Some((id, range, effective)) = queue.pop() {
             let mut given = RangeSet::new();
             for (child, counts) in self.ordered_children(&id) {
                 let Some(entry) = self.grants.get(&child) else { continue };
                 if !counts {
-                    queue.push((child, RangeSet::new()));
+                    queue.push((child, entry.range, RangeSet::new()));
                     continue;
                 }
-                let mut conveyed = effective.clone();
-                conveyed.intersect(entry.range);
+                let mut conveyed = effective.within(entry.range);
                 let before = conveyed.len();
                 conveyed.subtract(&given);
                 if conveyed.len() < before {
@@ -739,12 +794,16 @@ impl Ledger {
                     });
                 }
                 given.insert(entry.range);
-                queue.push((child, conveyed));
+                queue.push((child, entry.range, conveyed));
             }
             let mut own = effective.clone();
             own.subtract(&given);
             self.set_own(id, own);
-            self.effective.insert(id, effective);
+            if effective.covers(range) {
+                self.effective.remove(&id);
+            } else {
+                self.effective.insert(id, effective);
+            }
         }
     }
 }
@@ -757,14 +816,12 @@ fn root(cluster: &ClusterId) -> BodyId {
 /// Who is the last of each node's line. Lines join and never part, so a disjoint-set forest answers in a few
 /// steps however long they have grown.
 #[derive(Clone, Debug, Default)]
-struct Lineage {
-    places: BTreeMap<IdentityKey, usize>,
-    trees: Vec<Tree>,
-}
+struct Lineage(Map<IdentityKey, Tree>);
 
 #[derive(Clone, Copy, Debug)]
 struct Tree {
-    parent: usize,
+    /// Itself at the top.
+    parent: IdentityKey,
     size: usize,
     last: IdentityKey,
 }
@@ -772,43 +829,30 @@ struct Tree {
 impl Lineage {
     /// `to` takes over what `from` has; `false` if that would make a circle.
     fn inherit(&mut self, from: IdentityKey, to: IdentityKey) -> bool {
-        let (a, b) = (self.place(from), self.place(to));
-        let (a, b) = (self.top(a), self.top(b));
-        let (Some(one), Some(other)) = (self.trees.get(a).copied(), self.trees.get(b).copied()) else {
-            return false;
-        };
+        let ((a, one), (b, other)) = (self.top(from), self.top(to));
         if a == b {
             return false;
         }
         let (large, small) = if one.size >= other.size { (a, b) } else { (b, a) };
-        if let Some(tree) = self.trees.get_mut(small) {
-            tree.parent = large;
-        }
-        if let Some(tree) = self.trees.get_mut(large) {
-            tree.size = one.size + other.size;
-            tree.last = other.last;
-        }
+        self.0.insert(small, Tree { parent: large, ..if small == a { one } else { other } });
+        self.0.insert(large, Tree { parent: large, size: one.size + other.size, last: other.last });
         true
     }
 
     fn last(&self, key: IdentityKey) -> IdentityKey {
-        let top = self.places.get(&key).map(|place| self.top(*place));
-        top.and_then(|top| self.trees.get(top)).map_or(key, |tree| tree.last)
+        self.top(key).1.last
     }
 
-    fn place(&mut self, key: IdentityKey) -> usize {
-        let next = self.trees.len();
-        let place = *self.places.entry(key).or_insert(next);
-        if place == next {
-            self.trees.push(Tree { parent: next, size: 1, last: key });
+    fn top(&self, key: IdentityKey) -> (IdentityKey, Tree) {
+        let mut at = key;
+        let mut tree = Tree { parent: key, size: 1, last: key };
+        while let Some(found) = self.0.get(&at) {
+            tree = *found;
+            if tree.parent == at {
+                break;
+            }
+            at = tree.parent;
         }
-        place
-    }
-
-    fn top(&self, mut place: usize) -> usize {
-        while let Some(tree) = self.trees.get(place).filter(|tree| tree.parent != place) {
-            place = tree.parent;
-        }
-        place
+        (at, tree)
     }
 }

@@ -17,17 +17,22 @@
 
 mod admissions;
 mod grants;
+mod items;
+mod persistent;
 mod promises;
 pub mod reclaim;
 mod record;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use mesh_keys::{BodyId, ClusterId, Genesis, IdentityKey, NodeId, Signed, SignedAdmission, SignedRemoval};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::gossip::catalogue::{Kind, Name};
 use grants::Change;
+use persistent::Map;
 
 pub use admissions::{Admissions, NotAdmitted, NotRemoved};
 pub use grants::{Grant, GrantConflict, InvalidGrant, InvalidReclaim, Ledger, Reclaim};
@@ -38,17 +43,18 @@ pub use record::{InvalidRecord, LaneInfo, NodeRecord};
 /// One node's copy of what all members agree on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct View {
-    genesis: Genesis,
+    genesis: Arc<Genesis>,
     admissions: Admissions,
     grants: Ledger,
-    records: BTreeMap<NodeId, Entry>,
-    promises: BTreeMap<NodeId, PromisesEntry>,
+    records: Map<NodeId, Entry>,
+    promises: Map<NodeId, PromisesEntry>,
     /// What follows: the removed nodes whose era no reclaim has ended.
     pending: BTreeSet<IdentityKey>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Entry {
+    id: BodyId,
     signed: Signed<NodeRecord>,
     record: NodeRecord,
 }
@@ -76,30 +82,24 @@ pub struct Delta {
     pub promises: Vec<Signed<Promises>>,
 }
 
-/// The names of all that is in a view; a fraction of its size.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Digest {
-    /// Admissions.
-    pub admissions: BTreeSet<BodyId>,
-    /// Grants.
-    pub grants: BTreeSet<BodyId>,
-    /// Records: node, generation, version and body.
-    pub records: BTreeMap<NodeId, (u64, u64, BodyId)>,
-    /// Removals.
-    pub removals: BTreeSet<BodyId>,
-    /// Reclaims.
-    pub reclaims: BTreeSet<BodyId>,
-    /// Promises: node, version and body.
-    pub promises: BTreeMap<NodeId, (u64, BodyId)>,
-}
-
 /// What merging did.
 #[derive(Clone, Debug, Default)]
 pub struct Merged {
     /// What was new, to be passed on.
     pub new: Delta,
+    /// The names of what is there no more, and is not replaced by what is new.
+    pub gone: Vec<Name>,
     /// What was refused, and why.
     pub refused: Vec<String>,
+    /// How many of these are not wrong in themselves: what they rest on may be on its way, or room be made for them.
+    pub early: usize,
+}
+
+impl Merged {
+    fn refuse(&mut self, what: &str, error: impl std::fmt::Display, early: bool) {
+        self.refused.push(format!("{what}: {error}"));
+        self.early += usize::from(early);
+    }
 }
 
 impl Delta {
@@ -158,10 +158,10 @@ impl View {
         Self {
             admissions: Admissions::new(&genesis),
             grants: Ledger::new(&genesis),
-            records: BTreeMap::new(),
-            promises: BTreeMap::new(),
+            records: Map::default(),
+            promises: Map::default(),
             pending: BTreeSet::new(),
-            genesis,
+            genesis: Arc::new(genesis),
         }
     }
 
@@ -173,28 +173,32 @@ impl View {
             match self.insert_reclaim(item) {
                 Ok(true) => merged.new.reclaims.push(item.clone()),
                 Ok(false) => {}
-                Err(error) => merged.refused.push(format!("reclaim: {error}")),
+                Err(error) => merged.refuse("reclaim", &error, error.is_early()),
             }
         }
         for (item, result) in self.grants.insert_many(&delta.grants) {
             match result {
                 Ok(true) => merged.new.grants.push(item.clone()),
                 Ok(false) => {}
-                Err(error) => merged.refused.push(format!("grant: {error}")),
+                Err(error) => merged.refuse("grant", &error, error.is_early()),
             }
         }
         for item in &delta.records {
             match self.insert_record(item) {
                 Ok(true) => merged.new.records.push(item.clone()),
                 Ok(false) => {}
-                Err(error) => merged.refused.push(format!("record: {error}")),
+                Err(error) => {
+                    merged.refuse("record", &error, matches!(error, InvalidRecord::NotAdmitted { .. }))
+                }
             }
         }
         for item in &delta.promises {
             match self.insert_promises(item) {
                 Ok(true) => merged.new.promises.push(item.clone()),
                 Ok(false) => {}
-                Err(error) => merged.refused.push(format!("promises: {error}")),
+                Err(error) => {
+                    merged.refuse("promises", &error, matches!(error, InvalidPromises::NotAdmitted { .. }))
+                }
             }
         }
         merged
@@ -206,7 +210,7 @@ impl View {
         let mut admissions: Vec<&SignedAdmission> = delta.admissions.iter().collect();
         let mut removals: Vec<&SignedRemoval> = delta.removals.iter().collect();
         loop {
-            let (mut full, mut removed, mut refused) = (false, false, Vec::new());
+            let (mut full, mut removed, mut refused) = (false, false, Merged::default());
             admissions.retain(|item| match self.admissions.insert(item) {
                 Ok(new) => {
                     merged.new.admissions.extend(new.then(|| (*item).clone()));
@@ -214,39 +218,42 @@ impl View {
                 }
                 Err(error) => {
                     full |= error == NotAdmitted::Full;
-                    refused.push(format!("admission: {error}"));
+                    refused.refuse("admission", &error, error.is_early());
                     true
                 }
             });
             removals.retain(|item| match self.remove(item) {
                 Ok(new) => {
-                    removed |= new;
-                    merged.new.removals.extend(new.then(|| (*item).clone()));
+                    removed |= new.is_some();
+                    if let Some(gone) = new {
+                        merged.new.removals.push((*item).clone());
+                        merged.gone.extend(gone);
+                    }
                     false
                 }
                 Err(error) => {
-                    refused.push(format!("removal: {error}"));
+                    refused.refuse("removal", &error, error.is_early());
                     true
                 }
             });
             if !(full && removed) {
-                merged.refused.append(&mut refused);
+                merged.refused.append(&mut refused.refused);
+                merged.early += refused.early;
                 return;
             }
         }
     }
 
-    fn remove(&mut self, signed: &SignedRemoval) -> Result<bool, NotRemoved> {
-        let new = self.admissions.remove(signed)?;
-        if new && let Some(removal) = self.admissions.removal(&signed.id()) {
-            let subject = removal.subject;
-            self.records.remove(&subject.node_id());
-            self.promises.remove(&subject.node_id());
-            if !self.grants.is_reclaimed(&subject) {
-                self.pending.insert(subject);
-            }
+    /// Adds a removal. `None` when it was there already; else the name of the record that goes with it, if any.
+    fn remove(&mut self, signed: &SignedRemoval) -> Result<Option<Option<Name>>, NotRemoved> {
+        let Some(subject) = self.admissions.remove(signed)? else { return Ok(None) };
+        let node = subject.node_id();
+        let gone = self.records.remove(&node).then(|| Name::of_node(Kind::RECORD, &node));
+        self.promises.remove(&node);
+        if !self.grants.is_reclaimed(&subject) {
+            self.pending.insert(subject);
         }
-        Ok(new)
+        Ok(Some(gone))
     }
 
     fn insert_reclaim(&mut self, signed: &Signed<Reclaim>) -> Result<bool, InvalidReclaim> {
@@ -285,22 +292,22 @@ impl View {
 
     fn insert_record(&mut self, signed: &Signed<NodeRecord>) -> Result<bool, InvalidRecord> {
         let claimed = signed.decode()?;
-        let id = claimed.node.node_id();
+        let node = claimed.node.node_id();
         if self.admissions.is_removed(&claimed.node) {
             return Ok(false);
         }
-        if let Some(entry) = self.records.get(&id)
-            && (entry.record.order(), entry.signed.id(), &entry.signed)
-                >= (claimed.order(), signed.id(), signed)
+        let id = signed.id();
+        if let Some(entry) = self.records.get(&node)
+            && (entry.record.order(), entry.id, &entry.signed) >= (claimed.order(), id, signed)
         {
             return Ok(false);
         }
         if !self.admissions.was_admitted(&claimed.node) {
-            return Err(InvalidRecord::NotAdmitted { node: id });
+            return Err(InvalidRecord::NotAdmitted { node });
         }
         let record = signed.verify(&claimed.node)?;
         record.validate(&self.genesis)?;
-        self.records.insert(id, Entry { signed: signed.clone(), record });
+        self.records.insert(node, Entry { id, signed: signed.clone(), record });
         Ok(true)
     }
 
@@ -366,104 +373,19 @@ impl View {
         }
     }
 
-    /// The names of all that is in the view.
-    pub fn digest(&self) -> Digest {
-        Digest {
-            admissions: self.admissions.ids(),
-            grants: self.grants.ids(),
-            records: self
-                .records
-                .iter()
-                .map(|(id, entry)| {
-                    let (generation, version) = entry.record.order();
-                    (*id, (generation, version, entry.signed.id()))
-                })
-                .collect(),
-            removals: self.admissions.removal_ids(),
-            reclaims: self.grants.reclaim_ids(),
-            promises: self
-                .promises
-                .iter()
-                .map(|(id, entry)| (*id, (entry.promises.version, entry.signed.id())))
-                .collect(),
-        }
-    }
-
     /// One value that equal views have in common, and no others.
     pub fn fingerprint(&self) -> [u8; 32] {
-        let digest = self.digest();
         let mut hash = Sha256::new();
-        hash.update(b"hauberk view v2");
-        for set in [&digest.admissions, &digest.grants, &digest.removals, &digest.reclaims] {
-            hash.update((set.len() as u64).to_le_bytes());
-            set.iter().for_each(|id| hash.update(id.as_bytes()));
+        hash.update(b"hauberk view v3");
+        for entry in self.promises.values() {
+            hash.update(entry.signed.id().as_bytes());
         }
-        hash.update((digest.records.len() as u64).to_le_bytes());
-        for (node, (generation, version, body)) in &digest.records {
-            hash.update(node.as_bytes());
-            hash.update(generation.to_le_bytes());
-            hash.update(version.to_le_bytes());
-            hash.update(body.as_bytes());
-        }
-        for (node, (version, body)) in &digest.promises {
-            hash.update(node.as_bytes());
-            hash.update(version.to_le_bytes());
-            hash.update(body.as_bytes());
+        for (name, content) in self.items() {
+            hash.update([name.kind.0]);
+            hash.update(name.id);
+            hash.update(content.0);
         }
         hash.finalize().into()
-    }
-
-    /// What a view with `theirs` as its digest lacks.
-    pub fn missing_in(&self, theirs: &Digest) -> Delta {
-        let mut delta = self.to_delta();
-        delta.admissions.retain(|item| !theirs.admissions.contains(&item.id()));
-        delta.grants.retain(|item| !theirs.grants.contains(&item.id()));
-        delta.records = self
-            .records
-            .iter()
-            .filter(|(id, entry)| {
-                theirs.records.get(id).is_none_or(|(generation, version, body)| {
-                    let ours = entry.record.order();
-                    (ours, entry.signed.id()) > ((*generation, *version), *body)
-                })
-            })
-            .map(|(_, entry)| entry.signed.clone())
-            .collect();
-        delta.removals.retain(|item| !theirs.removals.contains(&item.id()));
-        delta.reclaims.retain(|item| !theirs.reclaims.contains(&item.id()));
-        delta.promises = self
-            .promises
-            .iter()
-            .filter(|(id, entry)| {
-                theirs.promises.get(id).is_none_or(|(version, body)| {
-                    let ours = entry.promises.version;
-                    ours > *version || (ours == *version && entry.signed.id() != *body)
-                })
-            })
-            .map(|(_, entry)| entry.signed.clone())
-            .collect();
-        delta
-    }
-
-    /// Whether a view with `theirs` as its digest has something that this one lacks.
-    pub fn lacks(&self, theirs: &Digest) -> bool {
-        let ours = self.digest();
-        // What a node said that we know to be removed is not wanted.
-        let wanted = |id: &NodeId| !self.admissions.is_removed_id(id);
-        !theirs.admissions.is_subset(&ours.admissions)
-            || !theirs.removals.is_subset(&ours.removals)
-            || !theirs.reclaims.is_subset(&ours.reclaims)
-            || !theirs.grants.is_subset(&ours.grants)
-            || theirs.records.iter().filter(|(id, _)| wanted(id)).any(|(id, (generation, version, body))| {
-                ours.records.get(id).is_none_or(|(our_generation, our_version, our_body)| {
-                    (our_generation, our_version, our_body) < (generation, version, body)
-                })
-            })
-            || theirs.promises.iter().filter(|(id, _)| wanted(id)).any(|(id, (version, body))| {
-                ours.promises.get(id).is_none_or(|(our_version, our_body)| {
-                    our_version < version || (our_version == version && our_body != body)
-                })
-            })
     }
 }
 

@@ -205,8 +205,7 @@ impl View {
     /// What keeps `heir` from reclaiming what `removed` had.
     fn missing(&self, removed: &IdentityKey, heir: &IdentityKey) -> BTreeSet<Missing> {
         let members = self.admissions();
-        let mut missing: BTreeSet<Missing> =
-            members.awaited().iter().copied().map(Missing::Admission).collect();
+        let mut missing: BTreeSet<Missing> = members.awaited().copied().map(Missing::Admission).collect();
         if !members.contains(heir) {
             missing.insert(Missing::Heir(heir.node_id()));
         }
@@ -243,6 +242,11 @@ impl View {
                 })
             })
             .collect()
+    }
+
+    /// Who waits for the promises of all members.
+    pub fn heirs(&self) -> BTreeSet<NodeId> {
+        self.pending.iter().filter_map(|removed| Some(self.heir(removed)?.1.node_id())).collect()
     }
 
     /// Ends the eras of all removed nodes that `identity` inherits from and nothing is missing for.

@@ -31,6 +31,10 @@ pub struct NodeRecord {
     pub endpoints: Vec<IpAddr>,
     /// Its WireGuard devices; at most 8.
     pub lanes: Vec<LaneInfo>,
+    /// Names this start of the node, at random: two hosts with copies of one disk differ in it.
+    pub start: u64,
+    /// Whether the node has spoken up against another start of its identity.
+    pub contested: bool,
 }
 
 /// A WireGuard device of a node.

@@ -1,0 +1,157 @@
+//! Copies of this node's disk: how it finds out that it is not the only one with its identity, and what it does then.
+//!
+//! Every start has a number of its own, at random, which the node's record says beside its generation. A start goes on
+//! from the one before when that was on this host, in this boot of it ([`Config::previous_start`]): no copy of the
+//! disk can say that. A start of which that is not known (the host was rebooted; or the disk was copied, or put back)
+//! waits until a member has confirmed that its record is the newest:
+//!
+//! * before, there are no devices on this host, unless they are there already: a copy has the addresses and the keys of
+//!   what it is a copy of;
+//! * until [`PROBATION`] after that it leases, grants and admits nothing: whoever has its identity and runs already
+//!   hears of it in that time.
+//!
+//! A node of which there is no doubt, and which a member has confirmed, *contests* another start of its identity: it
+//! raises its generation and says so. Whoever hears of that, or of another start while in doubt itself, is *outdated*:
+//! it leases, grants and admits nothing any more. So of two copies that reach a common member the one that ran first
+//! goes on, and of two that started together at most one does. A cluster of one node has nobody to ask.
+//!
+//! [`Config::previous_start`]: super::Config::previous_start
+
+use std::time::Duration;
+
+use super::{Node, Pending};
+use crate::message::Message;
+use crate::state::StateFile;
+use crate::time::Time;
+use crate::view::NodeRecord;
+
+/// Time for news of this start to reach everybody, and for the answer to come back.
+pub(super) const PROBATION: Duration = Duration::from_secs(10);
+
+/// Why an outdated node does nothing.
+const OUTDATED: &str = "another host has this node's identity, or its disk was put back to an older state: no address is leased or granted here until the state directory is removed and the node joins anew";
+
+/// Why a node does nothing yet.
+const UNCONFIRMED: &str = "this host was rebooted, or its disk was copied or put back: no address is leased until another member has confirmed that this is the only node with this identity";
+
+/// What a start of this identity may do.
+#[derive(Debug)]
+pub(super) struct Standing {
+    /// Names this start.
+    pub(super) start: u64,
+    /// It goes on from the start before, on the same host.
+    continued: bool,
+    /// Its devices were on this host when it started.
+    pub(super) was_here: bool,
+    /// When a member first confirmed it.
+    confirmed: Option<Time>,
+    /// It has spoken up against another start.
+    pub(super) contested: bool,
+    outdated: bool,
+}
+
+impl Standing {
+    pub(super) fn new(start: u64, continued: bool) -> Self {
+        Self { start, continued, was_here: false, confirmed: None, contested: false, outdated: false }
+    }
+}
+
+impl Node {
+    /// What the next start on this host needs as [`Config::previous_start`]: the generation of this one, once there is
+    /// no doubt about it. To be kept where no copy of the disk has it, until the host's next boot.
+    ///
+    /// [`Config::previous_start`]: super::Config::previous_start
+    pub fn start_to_note(&self) -> Option<u64> {
+        self.doubt().is_none().then_some(self.stored.generation)
+    }
+
+    /// Whether this node may have devices, tunnels and addresses on this host.
+    pub(super) fn is_established(&self) -> bool {
+        let standing = &self.standing;
+        standing.continued
+            || standing.was_here
+            || self.is_alone()
+            || (standing.confirmed.is_some() && !standing.outdated)
+    }
+
+    fn is_alone(&self) -> bool {
+        self.gossip.as_ref().is_none_or(|gossip| gossip.members() == 0)
+    }
+
+    /// Whether another start of this identity has the right to it.
+    pub(super) fn is_outdated(&self) -> bool {
+        self.standing.outdated
+    }
+
+    /// Why this node leases, grants and admits nothing at present, if so.
+    pub(super) fn doubt(&self) -> Option<&'static str> {
+        if self.standing.outdated {
+            return Some(OUTDATED);
+        }
+        let over = self.standing.confirmed.is_some_and(|at| self.now.since(at) >= PROBATION);
+        (!self.standing.continued && !over && !self.is_alone()).then_some(UNCONFIRMED)
+    }
+
+    /// What the status says of it.
+    pub(super) fn copies_problem(&self) -> Option<String> {
+        let contested = "another host was started with a copy of this node's disk: it leases nothing, and has to be given an identity of its own by removing its state directory";
+        let contested = self.standing.contested.then_some(contested);
+        self.doubt().or(contested).map(str::to_owned)
+    }
+
+    pub(super) fn standing_deadline(&self) -> Option<Time> {
+        let due = self.standing.confirmed? + PROBATION;
+        (!self.standing.continued && due > self.now).then_some(due)
+    }
+
+    /// What this node knows of a member: tells it whether it is the only one with its identity.
+    pub(super) fn what_we_know_of(&self, record: &NodeRecord) -> Message {
+        Message::YourRecord { generation: record.generation, start: record.start }
+    }
+
+    pub(super) fn on_your_record(&mut self, generation: u64, start: u64) {
+        if (generation, start) == (self.stored.generation, self.standing.start) {
+            if self.standing.confirmed.is_none() {
+                self.standing.confirmed = Some(self.now);
+                self.stale = true;
+            }
+        } else if generation >= self.stored.generation {
+            self.on_copied(generation, false);
+        }
+    }
+
+    /// Another start of this identity has said something: of that generation, and maybe against this one.
+    pub(super) fn on_copied(&mut self, generation: u64, against_this: bool) {
+        let now = self.now;
+        let standing = &mut self.standing;
+        if standing.outdated {
+            return;
+        }
+        let next = generation.max(self.stored.generation).checked_add(1);
+        let settled = standing.confirmed.is_some_and(|at| standing.continued || now.since(at) >= PROBATION);
+        let was_first = settled && !standing.contested && !against_this;
+        match next.filter(|_| was_first) {
+            Some(next) => {
+                tracing::error!(
+                    theirs = generation,
+                    "another host was started with a copy of this node's disk; this node speaks up against it"
+                );
+                standing.contested = true;
+                self.stored.generation = next;
+                self.persist(&[StateFile::Node], Pending::Contested);
+            }
+            None => {
+                tracing::error!(theirs = generation, ours = self.stored.generation, "{OUTDATED}");
+                standing.outdated = true;
+                self.stale = true;
+            }
+        }
+    }
+
+    /// The higher generation is on disk.
+    pub(super) fn contest(&mut self) {
+        self.version = 0;
+        self.start_gossip();
+        self.refresh_record();
+    }
+}

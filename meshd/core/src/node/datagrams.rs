@@ -1,0 +1,282 @@
+//! Gossip datagrams: sealed with the key of the group, and where they go to.
+//!
+//! The first datagram of a member's start may be a repetition of an old one; nothing in it can tell. It is believed as
+//! far as that does no harm: what it says is signed, and it gets at most one datagram in answer, a few times a second.
+//! With that goes a ping: the answer to it proves that the member sent it now.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use mesh_keys::NodeId;
+use mesh_keys::frame::{GroupKey, GroupKeyId, Header, MAX_KEYS, OpenError, Opener, Sealer, ShortId};
+use rand_chacha::ChaCha20Rng;
+
+use super::{Node, Output};
+use crate::gossip::{Event, wire};
+use crate::message::Message;
+use crate::state::{StateFile, StoredGroup};
+use crate::time::Time;
+
+/// Starts of members whose datagrams are told from repetitions: more than there are members.
+const MAX_SENDERS: usize = 32_768;
+
+/// An address that was silent for this long is not the only one tried.
+const STALE: Duration = Duration::from_secs(10);
+
+/// Addresses tried at a time, while none is known to work.
+const TRIED: usize = 3;
+
+/// Datagrams a second that are answered without proof that they are new: from one member, and from all.
+const UNPROVED_OF_ONE: u32 = 4;
+const UNPROVED_OF_ALL: u32 = 64;
+
+/// Pause between two answers to a node that was removed.
+const REMOVED_PAUSE: Duration = Duration::from_secs(5);
+
+/// The keys of the group, the highest epoch last; and what is known of the ways to the members.
+#[derive(Debug)]
+pub(super) struct Datagrams {
+    keys: BTreeMap<(u64, GroupKeyId), GroupKey>,
+    sealer: Option<Sealer>,
+    opener: Opener,
+    contacts: BTreeMap<NodeId, Contact>,
+    unproved: Allowance,
+    /// When nodes that were removed were last told so.
+    told_removed: Option<Time>,
+}
+
+/// The way to a member.
+#[derive(Debug, Default)]
+struct Contact {
+    /// Where its datagrams come from, those that were proved to be new.
+    address: Option<SocketAddr>,
+    heard: Time,
+    /// Which of its addresses are tried next.
+    turn: usize,
+    unproved: Allowance,
+}
+
+/// So many in each second.
+#[derive(Clone, Copy, Debug, Default)]
+struct Allowance {
+    since: Time,
+    used: u32,
+}
+
+impl Allowance {
+    fn take(&mut self, most: u32, now: Time) -> bool {
+        if now.since(self.since) >= Duration::from_secs(1) {
+            *self = Self { since: now, used: 0 };
+        }
+        self.used += 1;
+        self.used <= most
+    }
+}
+
+impl Datagrams {
+    /// Those that were on disk.
+    pub(super) fn restore(stored: StoredGroup, me: NodeId, rng: &mut ChaCha20Rng) -> Self {
+        let mut datagrams = Self {
+            keys: BTreeMap::new(),
+            sealer: None,
+            opener: Opener::without_keys(MAX_SENDERS),
+            contacts: BTreeMap::new(),
+            unproved: Allowance::default(),
+            told_removed: None,
+        };
+        datagrams.add(stored.keys, me, rng);
+        datagrams
+    }
+
+    pub(super) fn stored(&self) -> StoredGroup {
+        StoredGroup { keys: self.keys.iter().map(|((epoch, _), key)| (*epoch, key.clone())).collect() }
+    }
+
+    fn has_keys(&self) -> bool {
+        self.sealer.is_some()
+    }
+
+    /// Takes keys over; whether there was a new one. The newest are kept.
+    fn add(&mut self, keys: Vec<(u64, GroupKey)>, me: NodeId, rng: &mut ChaCha20Rng) -> bool {
+        let before: Vec<_> = self.keys.keys().copied().collect();
+        self.keys.extend(keys.into_iter().map(|(epoch, key)| ((epoch, key.id()), key)));
+        while self.keys.len() > MAX_KEYS {
+            self.keys.pop_first();
+        }
+        if self.keys.keys().copied().eq(before) {
+            return false;
+        }
+        let keys: Vec<GroupKey> = self.keys.values().cloned().collect();
+        if let Err(error) = self.opener.replace_keys(&keys) {
+            tracing::error!(%error, "the group keys cannot be used");
+        }
+        if let Some(newest) = keys.last() {
+            match &mut self.sealer {
+                Some(sealer) => sealer.rekey(newest),
+                None => self.sealer = Some(Sealer::new(newest, me, rng)),
+            }
+        }
+        true
+    }
+
+    /// Where a member's datagrams come from.
+    pub(super) fn address(&self, node: &NodeId) -> Option<SocketAddr> {
+        self.contacts.get(node)?.address
+    }
+
+    /// Forgets the members that `keep` does not say.
+    pub(super) fn retain(&mut self, keep: impl Fn(&NodeId) -> bool) {
+        self.contacts.retain(|id, _| keep(id));
+    }
+}
+
+impl Node {
+    /// A cluster is founded: its members will share this key.
+    pub(super) fn make_group_key(&mut self) {
+        if !self.datagrams.has_keys() {
+            let key = GroupKey::generate(&mut self.rng);
+            self.add_group_keys(vec![(0, key)]);
+        }
+    }
+
+    /// A member hands on the keys of the group.
+    pub(super) fn add_group_keys(&mut self, keys: Vec<(u64, GroupKey)>) {
+        if self.datagrams.add(keys, self.id, &mut self.rng) {
+            self.dirty.insert(StateFile::Group);
+        }
+    }
+
+    /// The keys of the group, for another member.
+    pub(super) fn group_keys(&self) -> Message {
+        Message::GroupKeys { keys: self.datagrams.stored().into() }
+    }
+
+    pub(super) fn on_datagram(&mut self, from: SocketAddr, bytes: &[u8]) {
+        let Some(gossip) = &self.gossip else { return };
+        let members = self.view.as_ref().map(crate::view::View::admissions);
+        let known = |short: &ShortId| {
+            gossip.member_with(short).or_else(|| members.and_then(|members| members.removed_with(short)))
+        };
+        let opened = match self.datagrams.opener.open(bytes, known) {
+            Ok(opened) => opened,
+            Err(OpenError::UnknownKey { .. }) => return self.on_unknown_key(bytes),
+            Err(error) => return tracing::debug!(%from, %error, "datagram dropped"),
+        };
+        let sender = opened.sender;
+        if !gossip.is_member(&sender) {
+            return self.tell_removed(sender, from);
+        }
+        let proved = !opened.first_contact
+            || wire::read(&opened.payload).flatten().any(|part| gossip.proves(&sender, &part));
+        let now = self.now;
+        let contact = self.datagrams.contacts.entry(sender).or_default();
+        if proved {
+            self.datagrams.opener.accept(&opened);
+            // A member with several addresses may use one and the other; one is enough.
+            if contact.address != Some(from) {
+                if contact.address.is_none() || now.since(contact.heard) >= STALE {
+                    tracing::debug!(peer = %sender.short(), %from, "datagrams come from here");
+                    contact.address = Some(from);
+                    contact.heard = now;
+                    self.stale = true;
+                }
+            } else {
+                contact.heard = now;
+            }
+        } else if !contact.unproved.take(UNPROVED_OF_ONE, now)
+            || !self.datagrams.unproved.take(UNPROVED_OF_ALL, now)
+        {
+            return;
+        }
+        self.gossip_received(sender, &opened.payload, proved);
+        self.send_gossip(Some((sender, from)), if proved { usize::MAX } else { 1 });
+    }
+
+    /// The group has another key: a member has it.
+    fn on_unknown_key(&mut self, bytes: &[u8]) {
+        let sender = Header::parse(bytes)
+            .ok()
+            .and_then(|header| self.gossip.as_ref()?.member_with(&header.sender))
+            .filter(|sender| !self.dialer.is_waiting(sender));
+        if let Some(sender) = sender {
+            tracing::debug!(peer = %sender.short(), "a datagram under a key of the group that is not known here");
+            let keys = self.group_keys();
+            self.tell(sender, keys);
+        }
+    }
+
+    /// A node that was removed is still there: it hears why nobody answers.
+    fn tell_removed(&mut self, node: NodeId, from: SocketAddr) {
+        if self.datagrams.told_removed.is_some_and(|at| self.now.since(at) < REMOVED_PAUSE) {
+            return;
+        }
+        let Some(item) = self.removal_item(&node) else { return };
+        self.datagrams.told_removed = Some(self.now);
+        let mut writer = wire::Writer::default();
+        if writer.push(&item) {
+            self.seal_to(from, &writer.take());
+        }
+    }
+
+    /// Sends what gossip wants to say, at most `most` datagrams. `answer` is who gets an answer, and where.
+    pub(super) fn send_gossip(&mut self, answer: Option<(NodeId, SocketAddr)>, most: usize) {
+        let events = self.gossip.as_mut().map(crate::gossip::Gossip::take_events).unwrap_or_default();
+        let mut sent = 0;
+        for event in events {
+            match event {
+                Event::Send { to, payload } => {
+                    sent += 1;
+                    match answer {
+                        _ if sent > most => {}
+                        Some((node, address)) if node == to => self.seal_to(address, &payload),
+                        _ => self.send_payload(to, &payload),
+                    }
+                }
+                Event::Reachable { node, reachable } => {
+                    tracing::info!(peer = %node.short(), reachable, "reachable by gossip");
+                }
+                Event::Fetch { from, name } => self.tell(from, Message::Want { names: vec![name] }),
+                Event::Copied { .. } => self.on_copied(self.stored.generation, false),
+            }
+        }
+    }
+
+    /// Sends a payload to a member, by the way that works or by several that may.
+    pub(super) fn send_payload(&mut self, to: NodeId, payload: &[u8]) {
+        let now = self.now;
+        let contact = self.datagrams.contacts.entry(to).or_default();
+        let fresh = contact.address.is_some() && now.since(contact.heard) < STALE;
+        let (address, turn) = (contact.address, contact.turn);
+        if let Some(address) = address {
+            self.seal_to(address, payload);
+            if fresh {
+                return;
+            }
+        }
+        if let Some(session) = self.session_with(&to) {
+            self.send(session, &Message::Gossip { payload: payload.to_vec() });
+        }
+        let tried = if address.is_some() { 1 } else { TRIED };
+        let others: Vec<SocketAddr> = self
+            .addresses_of(&to, self.dialer.last_good(&to))
+            .into_iter()
+            .filter(|candidate| Some(*candidate) != address)
+            .collect();
+        let count = others.len();
+        for candidate in others.iter().cycle().skip(turn % count.max(1)).take(tried.min(count)) {
+            self.seal_to(*candidate, payload);
+        }
+        if let Some(contact) = self.datagrams.contacts.get_mut(&to) {
+            contact.turn = turn.wrapping_add(tried);
+        }
+    }
+
+    fn seal_to(&mut self, to: SocketAddr, payload: &[u8]) {
+        let Some(sealer) = &mut self.datagrams.sealer else { return };
+        match sealer.seal(payload) {
+            Ok(bytes) => self.emit(Output::Datagram { to, bytes }),
+            Err(error) => tracing::error!(%error, "a gossip payload cannot be sent"),
+        }
+    }
+}

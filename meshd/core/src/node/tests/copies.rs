@@ -1,0 +1,139 @@
+//! Disks that were copied or put back.
+
+use super::scenarios::{SECOND, cluster, meshed};
+use super::*;
+
+/// A host that starts with a copy of another's disk, key and all.
+fn copy(sim: &mut Sim, of: usize) -> usize {
+    let seeds = sim.hosts[of].seeds.clone();
+    let copy = sim.add(&seeds, SimSecret::Key(7));
+    let (disk, lane, identity) =
+        (sim.hosts[of].disk.clone(), sim.hosts[of].lane.clone(), sim.hosts[of].identity.clone());
+    let host = &mut sim.hosts[copy];
+    (host.disk, host.lane, host.identity) = (disk, lane, identity);
+    copy
+}
+
+fn has_devices(sim: &Sim, at: usize) -> bool {
+    sim.hosts[at].kernel.bridge.is_some() || !sim.hosts[at].kernel.lanes.is_empty()
+}
+
+#[test]
+fn a_copy_of_a_running_node_gets_nothing_and_the_node_goes_on() {
+    for seed in 0..8 {
+        let mut sim = cluster(40 + seed, 3);
+        meshed(&mut sim, 10 * SECOND);
+        sim.run(3 * SECOND);
+        sim.attach(1, "before").unwrap();
+        let copy = copy(&mut sim, 1);
+        sim.start(copy);
+        for _ in 0..30 {
+            sim.run(SECOND);
+            assert!(sim.attach(copy, "pod").is_err(), "seed {seed}");
+        }
+        assert!(sim.attach(1, "after").is_ok(), "seed {seed}: {:?}", sim.node(1).status().problems);
+        assert!(sim.node(copy).is_outdated() && !has_devices(&sim, copy));
+        let problems = sim.node(1).status().problems;
+        assert!(problems.iter().any(|problem| problem.contains("copy of this node's disk")), "{problems:?}");
+    }
+}
+
+#[test]
+fn a_copy_that_reaches_nobody_has_no_devices_and_leases_nothing() {
+    let mut sim = cluster(50, 3);
+    meshed(&mut sim, 10 * SECOND);
+    sim.attach(1, "before").unwrap();
+    let copy = copy(&mut sim, 1);
+    (0..3).for_each(|host| sim.cut(copy, host));
+    sim.start(copy);
+    sim.run(120 * SECOND);
+    assert!(!has_devices(&sim, copy), "its addresses and keys are another's");
+    let error = sim.attach(copy, "pod").unwrap_err();
+    assert!(error.message.contains("confirmed"), "{error}");
+    // Nor when its daemon is started again on that host.
+    sim.kill(copy);
+    sim.start(copy);
+    sim.run(20 * SECOND);
+    assert!(sim.attach(copy, "pod").is_err() && !has_devices(&sim, copy));
+    sim.heal();
+    sim.run(60 * SECOND);
+    assert!(sim.attach(copy, "pod").is_err());
+    assert!(sim.attach(1, "after").is_ok());
+}
+
+#[test]
+fn of_two_copies_that_start_together_at_most_one_ever_leases() {
+    for seed in 0..8 {
+        let mut sim = cluster(60 + seed, 3);
+        meshed(&mut sim, 10 * SECOND);
+        sim.kill(1);
+        let copies = [copy(&mut sim, 1), copy(&mut sim, 1)];
+        copies.iter().for_each(|copy| sim.start(*copy));
+        let mut leased = [false; 2];
+        for n in 0..30 {
+            sim.run(SECOND);
+            for (copy, leased) in copies.iter().zip(&mut leased) {
+                *leased |= sim.attach(*copy, &format!("pod{n}")).is_ok();
+            }
+        }
+        assert!(!(leased[0] && leased[1]), "seed {seed}");
+        assert!(copies.iter().any(|copy| sim.node(*copy).is_outdated()), "seed {seed}");
+    }
+}
+
+#[test]
+fn hosts_that_were_all_rebooted_confirm_each_other() {
+    let mut sim = cluster(52, 3);
+    meshed(&mut sim, 10 * SECOND);
+    (0..3).for_each(|host| sim.kill(host));
+    sim.boot = "second boot";
+    sim.hosts.iter_mut().for_each(|host| host.kernel = HostState::default());
+    sim.start(0);
+    sim.run(20 * SECOND);
+    assert!(!has_devices(&sim, 0), "nobody has confirmed it");
+    sim.start(1);
+    sim.start(2);
+    meshed(&mut sim, 30 * SECOND);
+    (0..3).for_each(|host| assert!(sim.attach(host, "pod").is_ok()));
+    sim.check();
+    // A daemon that is started again in this boot needs nobody.
+    (0..3).for_each(|host| sim.kill(host));
+    sim.start(2);
+    sim.run(SECOND);
+    assert!(sim.attach(2, "other").is_ok());
+}
+
+#[test]
+fn a_disk_that_was_put_back_is_found_out_though_the_host_is_the_same() {
+    let mut sim = cluster(53, 3);
+    meshed(&mut sim, 10 * SECOND);
+    let old = sim.hosts[1].disk.clone();
+    for _ in 0..2 {
+        sim.kill(1);
+        sim.start(1);
+        sim.run(5 * SECOND);
+    }
+    sim.attach(1, "later").unwrap();
+    sim.kill(1);
+    sim.hosts[1].disk = old;
+    sim.start(1);
+    for _ in 0..20 {
+        sim.run(SECOND);
+        assert!(sim.attach(1, "pod").is_err());
+    }
+    assert!(sim.node(1).is_outdated());
+    assert!(has_devices(&sim, 1), "what runs on this host is not cut off");
+}
+
+#[test]
+fn an_identity_that_has_been_a_member_does_not_join_again() {
+    let mut sim = cluster(54, 3);
+    meshed(&mut sim, 10 * SECOND);
+    sim.kill(2);
+    sim.hosts[2].disk.clear();
+    sim.hosts[2].seeds = vec![0];
+    sim.start(2);
+    sim.run(5 * SECOND);
+    assert!(sim.node(2).view().is_none());
+    assert!(sim.node(2).waiting_for().contains("a member already"), "{}", sim.node(2).waiting_for());
+}

@@ -1,0 +1,139 @@
+//! A view as gossip sees it: items with names.
+//!
+//! Statements that are never replaced go by the name of their body, and their content is always the same; what a node
+//! says of itself goes by the node, and its content by the body. Promises have a name too, but are not among the
+//! [items](View::items): only an heir needs them.
+
+use mesh_keys::{BodyId, NodeId, Signable, Signed, SignedError};
+
+use super::{Delta, View};
+use crate::gossip::catalogue::{Content, Kind, Name};
+
+impl Kind {
+    /// An admission.
+    pub const ADMISSION: Self = Self(1);
+    /// A removal.
+    pub const REMOVAL: Self = Self(2);
+    /// A reclaim.
+    pub const RECLAIM: Self = Self(3);
+    /// A grant.
+    pub const GRANT: Self = Self(4);
+    /// What a node says of itself.
+    pub const RECORD: Self = Self(5);
+    /// A member's promises about removed nodes; not spread by gossip.
+    pub const PROMISES: Self = Self(6);
+}
+
+impl Name {
+    /// Of a statement that is never replaced.
+    pub(super) fn of_statement(kind: Kind, body: &BodyId) -> Self {
+        Self { id: first(body), kind }
+    }
+
+    /// Of what a node says of itself.
+    pub(crate) fn of_node(kind: Kind, node: &NodeId) -> Self {
+        Self { id: *node.as_bytes(), kind }
+    }
+}
+
+impl Content {
+    /// Of what is never replaced.
+    const ONLY: Self = Self([0; 8]);
+
+    /// Of what the next one by the same node replaces.
+    fn of(body: &BodyId) -> Self {
+        Self(first(body))
+    }
+}
+
+impl View {
+    /// Names and contents of all that the view has, but promises. Equal views have equal items.
+    pub fn items(&self) -> impl Iterator<Item = (Name, Content)> {
+        let statements = self.admissions.ids().map(|id| (Kind::ADMISSION, id));
+        let statements = statements
+            .chain(self.admissions.removal_ids().map(|id| (Kind::REMOVAL, id)))
+            .chain(self.grants.reclaim_ids().map(|id| (Kind::RECLAIM, id)))
+            .chain(self.grants.ids().map(|id| (Kind::GRANT, id)))
+            .map(|(kind, id)| (Name::of_statement(kind, id), Content::ONLY));
+        let records = self.records.iter();
+        statements
+            .chain(records.map(|(node, entry)| (Name::of_node(Kind::RECORD, node), Content::of(&entry.id))))
+    }
+
+    /// The item of that name, as it is passed on; also promises.
+    pub fn item(&self, name: &Name) -> Option<Vec<u8>> {
+        let node = NodeId::from_bytes(name.id);
+        match name.kind {
+            Kind::ADMISSION => bytes(self.admissions.admission_named(&name.id)),
+            Kind::REMOVAL => bytes(self.admissions.removal_named(&name.id)),
+            Kind::RECLAIM => bytes(self.grants.reclaim_named(&name.id)),
+            Kind::GRANT => bytes(self.grants.grant_named(&name.id)),
+            Kind::RECORD => bytes(self.records.get(&node).map(|entry| &entry.signed)),
+            Kind::PROMISES => bytes(self.promises.get(&node).map(|entry| &entry.signed)),
+            _ => None,
+        }
+    }
+}
+
+impl Delta {
+    /// The delta that has one item only, as another node passed it on; `None` for a kind that no view has.
+    ///
+    /// # Errors
+    /// [`SignedError`]: the bytes are no signed statement.
+    pub fn of_item(kind: Kind, bytes: &[u8]) -> Option<Result<Self, SignedError>> {
+        let mut delta = Self::default();
+        let read = match kind {
+            Kind::ADMISSION => push(&mut delta.admissions, bytes),
+            Kind::REMOVAL => push(&mut delta.removals, bytes),
+            Kind::RECLAIM => push(&mut delta.reclaims, bytes),
+            Kind::GRANT => push(&mut delta.grants, bytes),
+            Kind::RECORD => push(&mut delta.records, bytes),
+            Kind::PROMISES => push(&mut delta.promises, bytes),
+            _ => return None,
+        };
+        Some(read.map(|()| delta))
+    }
+
+    /// Names and contents of all that is in it, but promises. Records that cannot be decoded have no name: no view
+    /// takes them.
+    pub fn names(&self) -> Vec<(Name, Content)> {
+        let mut names = Vec::with_capacity(self.len());
+        let mut add = |kind, id: BodyId| names.push((Name::of_statement(kind, &id), Content::ONLY));
+        self.admissions.iter().for_each(|item| add(Kind::ADMISSION, item.id()));
+        self.removals.iter().for_each(|item| add(Kind::REMOVAL, item.id()));
+        self.reclaims.iter().for_each(|item| add(Kind::RECLAIM, item.id()));
+        self.grants.iter().for_each(|item| add(Kind::GRANT, item.id()));
+        names.extend(self.records.iter().filter_map(|item| {
+            let node = item.decode().ok()?.node.node_id();
+            Some((Name::of_node(Kind::RECORD, &node), Content::of(&item.id())))
+        }));
+        names
+    }
+}
+
+/// The lowest id of a body that a name can stand for.
+pub(super) fn lowest(name: &[u8; 16]) -> BodyId {
+    let mut id = [0; 32];
+    id[..16].copy_from_slice(name);
+    BodyId::from_bytes(id)
+}
+
+/// Whether a name stands for that body.
+pub(super) fn is_named(body: &BodyId, name: &[u8; 16]) -> bool {
+    first(body) == *name
+}
+
+fn first<const N: usize>(body: &BodyId) -> [u8; N] {
+    let mut first = [0; N];
+    first.copy_from_slice(&body.as_bytes()[..N]);
+    first
+}
+
+fn bytes<T: Signable>(item: Option<&Signed<T>>) -> Option<Vec<u8>> {
+    item.map(Signed::to_bytes)
+}
+
+fn push<T: Signable>(items: &mut Vec<Signed<T>>, bytes: &[u8]) -> Result<(), SignedError> {
+    items.push(Signed::from_bytes(bytes)?);
+    Ok(())
+}
