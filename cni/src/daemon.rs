@@ -86,7 +86,11 @@ impl From<DaemonError> for CniError {
                 ErrorCode::Exhausted => Code::Exhausted,
                 ErrorCode::Conflict => Code::Exists,
                 ErrorCode::Invalid => Code::InvalidConfig,
-                ErrorCode::NotFound | ErrorCode::Internal | ErrorCode::Unknown => Code::Daemon,
+                ErrorCode::NotFound
+                | ErrorCode::Ambiguous
+                | ErrorCode::Forbidden
+                | ErrorCode::Internal
+                | ErrorCode::Unknown => Code::Daemon,
             },
         };
         Self::new(code, error.to_string())

@@ -10,18 +10,22 @@
 //! 0..32     cluster id
 //! 32..64    subject: identity key of the node that is let in
 //! 64..96    sponsor: identity key of the member that lets it in, and that signs
-//! 96        join mode: 1 key file, 2 password, others by newer versions
+//! 96        join mode: 1 key file, 2 password, 3 token, others by newer versions
 //! 97..      issued_serial: varint u64
+//! +4        in mode 3: id of the token
 //! ```
 
 use crate::cluster::ClusterId;
 use crate::identity::{Identity, IdentityKey};
 use crate::signed::{Signable, Signed, SignedError};
-use serde::{Deserialize, Serialize};
+use crate::token::TokenId;
+use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::ser::SerializeTuple as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 
 /// The statement. Signed, it is a [`SignedAdmission`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Admission {
     /// The cluster that the subject is let into.
     pub cluster: ClusterId,
@@ -82,34 +86,72 @@ impl Signed<Admission> {
     }
 }
 
-/// How a node showed that it may join: one byte on the wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(from = "u8", into = "u8")]
+impl Serialize for Admission {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        let token = if let JoinMode::Token(id) = self.mode { Some(id) } else { None };
+        let mut fields = s.serialize_tuple(if token.is_some() { 6 } else { 5 })?;
+        fields.serialize_element(&self.cluster)?;
+        fields.serialize_element(&self.subject)?;
+        fields.serialize_element(&self.sponsor)?;
+        fields.serialize_element(&self.mode.code())?;
+        fields.serialize_element(&self.issued_serial)?;
+        // Behind the rest, where earlier versions expect fields that they do not know.
+        if let Some(id) = token {
+            fields.serialize_element(&id)?;
+        }
+        fields.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Admission {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Admission;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an admission")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Admission, A::Error> {
+                fn next<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(seq: &mut A) -> Result<T, A::Error> {
+                    seq.next_element()?.ok_or_else(|| A::Error::custom("an admission is cut short"))
+                }
+                let (cluster, subject, sponsor) = (next(&mut seq)?, next(&mut seq)?, next(&mut seq)?);
+                let (code, issued_serial) = (next(&mut seq)?, next(&mut seq)?);
+                let mode = match code {
+                    1 => JoinMode::KeyFile,
+                    2 => JoinMode::Password,
+                    3 => JoinMode::Token(next(&mut seq)?),
+                    other => JoinMode::Other(other),
+                };
+                Ok(Admission { cluster, subject, sponsor, mode, issued_serial })
+            }
+        }
+        d.deserialize_tuple(6, Fields)
+    }
+}
+
+/// How a node showed that it may join.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum JoinMode {
     /// By the key file (1).
     KeyFile,
     /// By the password (2).
     Password,
+    /// By this token (3).
+    Token(TokenId),
     /// By a way that a newer version knows. The sponsor has checked it.
     Other(u8),
 }
 
-impl From<u8> for JoinMode {
-    fn from(code: u8) -> Self {
-        match code {
-            1 => Self::KeyFile,
-            2 => Self::Password,
-            other => Self::Other(other),
-        }
-    }
-}
-
-impl From<JoinMode> for u8 {
-    fn from(mode: JoinMode) -> Self {
-        match mode {
-            JoinMode::KeyFile => 1,
-            JoinMode::Password => 2,
-            JoinMode::Other(code) => code,
+impl JoinMode {
+    /// The byte that stands for it.
+    #[must_use]
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::KeyFile => 1,
+            Self::Password => 2,
+            Self::Token(_) => 3,
+            Self::Other(code) => code,
         }
     }
 }
@@ -119,6 +161,7 @@ impl fmt::Display for JoinMode {
         match self {
             Self::KeyFile => f.write_str("key file"),
             Self::Password => f.write_str("password"),
+            Self::Token(id) => write!(f, "token {id}"),
             Self::Other(code) => write!(f, "join mode {code}"),
         }
     }

@@ -128,12 +128,9 @@ pub(crate) fn decode<const N: usize>(
 }
 
 fn is_kind(text: &str) -> bool {
-    ["hauberk-key-", "hauberk-identity-", "hauberk-wireguard-", "hauberk-password-record-"]
-        .iter()
-        .filter_map(|stem| text.strip_prefix(stem))
-        .any(|version| {
-            !version.is_empty() && version.len() <= 3 && version.bytes().all(|b| b.is_ascii_digit())
-        })
+    KINDS.iter().filter_map(|stem| text.strip_prefix(stem)).any(|version| {
+        !version.is_empty() && version.len() <= 3 && version.bytes().all(|b| b.is_ascii_digit())
+    })
 }
 
 fn checksum(kind: &str, bytes: &[u8]) -> [u8; CHECKSUM_LEN] {
@@ -162,3 +159,13 @@ fn value(digit: u8) -> u8 {
 }
 
 const CHECKSUM_LEN: usize = 4;
+
+/// All kinds, without their versions.
+const KINDS: [&str; 6] = [
+    "hauberk-key-",
+    "hauberk-identity-",
+    "hauberk-wireguard-",
+    "hauberk-password-record-",
+    "hauberk-admin-",
+    "hauberk-admin-public-",
+];

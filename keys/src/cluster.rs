@@ -514,6 +514,9 @@ fn encode(fields: &GenesisFields) -> Result<Vec<u8>, GenesisError> {
     postcard::to_extend(&wire, vec![FORMAT]).map_err(|error| GenesisError::Malformed { error })
 }
 
+/// Most admin keys of a cluster.
+pub const MAX_ADMIN_KEYS: usize = 16;
+
 /// Checks the label of a cluster: 1 to 63 characters a-z, 0-9 and -, neither first nor last a -.
 ///
 /// # Errors
@@ -556,7 +559,6 @@ const MIN_RANGE_PREFIX: u8 = 8;
 const MAX_BLOCK_PREFIX: u8 = 28;
 /// 65,536 blocks: with defaults a /12 has 4,096.
 const MAX_BLOCK_BITS: u8 = 16;
-const MAX_ADMIN_KEYS: usize = 16;
 /// "This network", loopback, link-local, multicast and the reserved top (RFC 6890).
 const RESERVED: [(Ipv4Addr, u8); 5] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8),

@@ -10,6 +10,10 @@
 //! | [`cluster`] | the genesis document, the cluster id, the IPv6 ranges that follow from it |
 //! | [`admission`] | a member's statement that a node may take part |
 //! | [`removal`] | the statement that it may not any more |
+//! | [`admin`] | the key that stands above the members of an anchored cluster |
+//! | [`policy`] | the statement that says when nodes may join |
+//! | [`token`] | a way to join that ends by itself |
+//! | [`tries`] | a member's count of failed tries to join |
 //! | [`join`] | the key file and its proofs |
 //! | [`password`] | the password mode: OPAQUE with Argon2id |
 //! | [`channel`] | what a control session must offer, and the secrets drawn from it |
@@ -30,6 +34,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
+pub mod admin;
 pub mod admission;
 pub mod armor;
 pub mod channel;
@@ -39,21 +44,28 @@ mod hexbytes;
 pub mod identity;
 pub mod join;
 pub mod password;
+pub mod policy;
 pub mod removal;
 mod replay;
 pub mod secret;
 pub mod signed;
+pub mod token;
+pub mod tries;
 pub mod wireguard;
 
+pub use admin::AdminKey;
 pub use admission::{Admission, AdmissionError, JoinMode, SignedAdmission};
 pub use channel::{ExporterError, SecureChannel, SessionSecrets};
 pub use cluster::{ClusterId, Genesis, GenesisError, GenesisFields, JoinModes};
 pub use hexbytes::HexError;
 pub use identity::{BadSignature, Identity, IdentityKey, NodeId, Signature};
 pub use join::{JoinKey, JoinProof, WrongJoinKey};
+pub use policy::{JoinPolicy, JoinWindow, SignedJoinPolicy, StatementError};
 pub use removal::{Removal, RemovalError, SignedRemoval};
 pub use secret::Secret32;
 pub use signed::{BodyId, Signable, Signed, SignedError};
+pub use token::{JoinToken, Revocation, SignedRevocation, SignedToken, Token, TokenId};
+pub use tries::Tries;
 pub use wireguard::{PairEnd, Psk, PskCheck, WgPublic, WgSecret, pair_psk, psk_check};
 
 pub use rand_core;

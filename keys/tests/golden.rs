@@ -7,8 +7,9 @@
 
 use mesh_keys::armor::ArmorError;
 use mesh_keys::{
-    Admission, ClusterId, Genesis, GenesisFields, Identity, IdentityKey, JoinKey, JoinMode, JoinModes,
-    NodeId, PairEnd, Secret32, SignedAdmission, SignedRemoval, WgSecret, pair_psk, psk_check,
+    AdminKey, Admission, ClusterId, Genesis, GenesisFields, Identity, IdentityKey, JoinKey, JoinMode,
+    JoinModes, JoinToken, JoinWindow, NodeId, PairEnd, Secret32, Signed, SignedAdmission, SignedJoinPolicy,
+    SignedRemoval, SignedRevocation, SignedToken, Token, Tries, WgSecret, admin, pair_psk, psk_check,
 };
 
 fn identity(byte: u8) -> Identity {
@@ -150,6 +151,96 @@ fn removal() {
     assert_eq!(signed.signature().to_string(), signature);
     assert_eq!(signed.id().to_string(), "3cfd409a3cd8ce8348c8c5199b5ef92f5a98a47b8cfcd04134b36f2326b9e95f");
     assert!(signed.check(&cluster).is_ok());
+}
+
+#[test]
+fn admin_key_files() {
+    let secret = format!("hauberk-admin-1:{}5fa8a684", "02".repeat(32));
+    let public = format!("hauberk-admin-public-1:{PUBLIC_2}80575c0a");
+    let key = AdminKey::from_text(&secret).unwrap();
+    assert_eq!(key.to_text().trim_end(), secret);
+    assert_eq!(key.public().to_string(), PUBLIC_2);
+    assert_eq!(admin::public_to_text(&key.public()), public);
+    assert_eq!(admin::public_from_text(&public), Ok(key.public()));
+    assert!(admin::is_public_text(&public) && !admin::is_public_text(&secret));
+    assert_eq!(
+        admin::public_from_text(&secret).unwrap_err(),
+        ArmorError::OtherKind { expected: "hauberk-admin-public-1", found: "hauberk-admin-1".to_owned() }
+    );
+}
+
+#[test]
+fn join_policy() {
+    let cluster: ClusterId = CLUSTER.parse().unwrap();
+    let window = JoinWindow::Until(1_700_000_000);
+    let signed = SignedJoinPolicy::issue(cluster, 300, window, &identity(2)).unwrap();
+    assert_eq!(hex::encode(signed.body()), format!("{CLUSTER}ac02{PUBLIC_2}0280e2cfaa06"));
+    let signature = "e814a7fb20df88c1f349282f2fdb0bc428ccec16d34dd732ad269392aa4f1dcb\
+68e3bf2683b197de0dc1b9c0abfb7acac706deae761493a4787469e3abb8fc0f";
+    assert_eq!(signed.signature().to_string(), signature);
+    assert_eq!(signed.id().to_string(), "6deaa5d3ec3a759f116799fbd3f56b895550d6100fafecd4dcabe56d92e41ac5");
+    assert_eq!(signed.check(&cluster).unwrap().window, window);
+    for (window, tag) in [(JoinWindow::Open, "00"), (JoinWindow::Closed, "01")] {
+        let signed = SignedJoinPolicy::issue(cluster, 1, window, &identity(2)).unwrap();
+        assert_eq!(hex::encode(signed.body()), format!("{CLUSTER}01{PUBLIC_2}{tag}"));
+    }
+}
+
+#[test]
+fn tries() {
+    let cluster: ClusterId = CLUSTER.parse().unwrap();
+    let tries = Tries { cluster, node: identity(1).public(), window: 28_333_333, count: 7, total: 1000 };
+    let signed = Signed::sign(&tries, &identity(1)).unwrap();
+    assert_eq!(hex::encode(signed.body()), format!("{CLUSTER}{PUBLIC_1}95aac10d07e807"));
+    let signature = "75b8f183e03cc88166ed000e3b1966d76a65f5d1cfeba3db5c50233d6ee82c81\
+4629a5481145466ce444f5fb6511d7ca92eb8c64fd8a68e9bbabea542bbee90e";
+    assert_eq!(signed.signature().to_string(), signature);
+    assert_eq!(signed.id().to_string(), "1a5a51363059492e7d0753abaae9f1d78718dedf76d492fc716a750802acad1a");
+    assert_eq!(signed.check(&cluster), Ok(tries));
+}
+
+const TOKEN: &str =
+    "hbt1.01234567.6dd126cb51f8f388f97d17787b061b64.000102030405060708090a0b0c0d0e0f.e579975c";
+
+#[test]
+fn token_and_its_revocation() {
+    let cluster: ClusterId = CLUSTER.parse().unwrap();
+    let secret = JoinToken::from_text(TOKEN).unwrap();
+    assert_eq!(secret.to_text().as_str(), TOKEN);
+    assert_eq!(secret.cluster, cluster.prefix());
+    let hash = "dbe53d6126ea508ef5a24c73f84bf61f2f9dbf678435d707f8f33db3fefec9c3";
+    assert_eq!(secret.hash().to_string(), hash);
+    let signer = identity(2).public();
+    let expires = 1_700_000_000;
+    let token = Token { cluster, id: secret.id, hash: secret.hash(), expires, uses: 300, signer };
+    let signed: SignedToken = Signed::sign(&token, &identity(2)).unwrap();
+    assert_eq!(hex::encode(signed.body()), format!("{CLUSTER}01234567{hash}80e2cfaa06ac02{PUBLIC_2}"));
+    let signature = "0727575fd9126337e9236da65c60a71d4541dfa6d9a34932f1af9e18304231bb\
+f33b687e46fb8f4ca8fd83f1f3de10b878d4fd81457f886403ad507799608100";
+    assert_eq!(signed.signature().to_string(), signature);
+    assert_eq!(signed.id().to_string(), "57933505c98a84507a75ada6e12794029b51aaabd041942a5022b9a6da81a034");
+    assert_eq!(signed.check(&cluster), Ok(token));
+
+    let revoked = SignedRevocation::issue(cluster, secret.id, &identity(2)).unwrap();
+    assert_eq!(hex::encode(revoked.body()), format!("{CLUSTER}01234567{PUBLIC_2}"));
+    let signature = "c351a01492fc3045bd3dbcd4dff6afba8d7dacd09b3cd4441504773e8fcb3dc7\
+ef640accb482ff44ebcd00e1a83c587bd86dfc80a9ed1ac9d6dfdf2ed8f00f0f";
+    assert_eq!(revoked.signature().to_string(), signature);
+    assert_eq!(revoked.id().to_string(), "cf63b32d779709b3bcff456a314a57ce3a7224d45a6c31ec37f54f95bf30b923");
+    assert!(revoked.check(&cluster).is_ok());
+}
+
+#[test]
+fn admission_by_token() {
+    let cluster: ClusterId = CLUSTER.parse().unwrap();
+    let mode = JoinMode::Token(JoinToken::from_text(TOKEN).unwrap().id);
+    let signed = SignedAdmission::issue(cluster, identity(2).public(), &identity(1), mode, 300).unwrap();
+    assert_eq!(hex::encode(signed.body()), format!("{CLUSTER}{PUBLIC_2}{PUBLIC_1}03ac0201234567"));
+    let signature = "2ca083597657cb5401c27cd5c5cb7331d824e73f0b47279c8eb3fde413210755\
+58beea3fccb21f0b3f5f559e96e139dc3787d6f669f23a612c49ed00050de20e";
+    assert_eq!(signed.signature().to_string(), signature);
+    assert_eq!(signed.id().to_string(), "a71c2a60f65d20f17cfa369181e8058549fe96471c5c314ee7637ad6db3620bd");
+    assert_eq!(signed.check(&cluster).unwrap().mode, mode);
 }
 
 #[test]

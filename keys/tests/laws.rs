@@ -46,14 +46,19 @@ fn flipped(bytes: &[u8], bit: usize) -> Vec<u8> {
 
 prop_compose! {
     fn admissions()(
-        subject in any::<[u8; 32]>(), sponsor in any::<[u8; 32]>(), mode in any::<u8>(), serial in any::<u64>(),
+        subject in any::<[u8; 32]>(), sponsor in any::<[u8; 32]>(), mode in prop_oneof![0..6u8, any::<u8>()], serial in any::<u64>(),
     ) -> (Admission, Identity) {
         let sponsor = identity(sponsor);
         let admission = Admission {
             cluster: cluster(),
             subject: identity(subject).public(),
             sponsor: sponsor.public(),
-            mode: JoinMode::from(mode),
+            mode: match mode {
+                1 => JoinMode::KeyFile,
+                2 => JoinMode::Password,
+                3 => JoinMode::Token(TokenId::from_bytes(*b"name")),
+                other => JoinMode::Other(other),
+            },
             issued_serial: serial,
         };
         (admission, sponsor)

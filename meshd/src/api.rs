@@ -8,11 +8,15 @@ use anyhow::{Context as _, Result, bail};
 use axum::Router;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Json, Path as UrlPath, State};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response as HttpResponse};
 use axum::routing::{get, post};
-use mesh_core::api::{ApiError, AttachRequest, AttachmentId, ErrorCode, GcRequest};
+use mesh_core::api::{
+    ApiError, AttachRequest, AttachmentId, ErrorCode, GcRequest, JoinWindowRequest, RemovalRequest,
+    RevocationRequest, TokenRequest,
+};
 use mesh_core::node::{Request, Response};
+use mesh_core::view::Delta;
 use mesh_sys::files;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
@@ -53,6 +57,11 @@ pub async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>, config: Ar
         .route("/v1/status", get(status))
         .route("/v1/ready", get(ready))
         .route("/v1/config", get(configuration))
+        .route("/v1/removals", post(remove))
+        .route("/v1/removals/prepare", get(prepare_removal))
+        .route("/v1/join-window", get(join_window).put(set_join_window))
+        .route("/v1/tokens", get(tokens).post(create_token))
+        .route("/v1/tokens/revocations", post(revoke_token))
         .route("/v1/attachments", get(list).post(attach))
         .route("/v1/attachments/gc", post(gc))
         .route("/v1/attachments/{container}/{ifname}", get(show).delete(detach))
@@ -119,6 +128,9 @@ async fn answer(api: &Api, request: Request) -> HttpResponse {
         Ok(Response::Attachment(attachment)) => Json(attachment).into_response(),
         Ok(Response::Attachments(attachments)) => Json(attachments).into_response(),
         Ok(Response::Gc(report)) => Json(report).into_response(),
+        Ok(Response::RemovalPlan(plan)) => Json(plan).into_response(),
+        Ok(Response::JoinWindow(window)) => Json(window).into_response(),
+        Ok(Response::Tokens(tokens)) => Json(tokens).into_response(),
         Err(error) => failed(error),
     }
 }
@@ -198,7 +210,86 @@ async fn activate(
     }
 }
 
-async fn unknown(uri: axum::http::Uri) -> HttpResponse {
+async fn prepare_removal(State(api): State<Api>, uri: Uri) -> HttpResponse {
+    match parameter(&uri, "node") {
+        Some(node) => answer(&api, Request::PrepareRemoval(node)).await,
+        None => failed(ApiError::new(ErrorCode::Invalid, "say which node: ?node=NAME or ID")),
+    }
+}
+
+async fn remove(
+    State(api): State<Api>,
+    request: Result<Json<RemovalRequest>, JsonRejection>,
+) -> HttpResponse {
+    match body(request) {
+        Ok(RemovalRequest::Node(node)) => answer(&api, Request::Remove(node)).await,
+        Ok(RemovalRequest::Signed { removal, policy }) => {
+            let policies = policy.into_iter().collect();
+            let delta = Delta { removals: vec![removal], policies, ..Delta::default() };
+            answer(&api, Request::Declare(Box::new(delta))).await
+        }
+        Err(refusal) => *refusal,
+    }
+}
+
+async fn join_window(State(api): State<Api>) -> HttpResponse {
+    answer(&api, Request::JoinWindow).await
+}
+
+async fn set_join_window(
+    State(api): State<Api>,
+    request: Result<Json<JoinWindowRequest>, JsonRejection>,
+) -> HttpResponse {
+    match body(request) {
+        Ok(JoinWindowRequest::Set(window)) => answer(&api, Request::SetJoinWindow(window)).await,
+        Ok(JoinWindowRequest::Signed(policy)) => {
+            let delta = Delta { policies: vec![policy], ..Delta::default() };
+            answer(&api, Request::Declare(Box::new(delta))).await
+        }
+        Err(refusal) => *refusal,
+    }
+}
+
+async fn tokens(State(api): State<Api>) -> HttpResponse {
+    answer(&api, Request::Tokens).await
+}
+
+async fn create_token(
+    State(api): State<Api>,
+    request: Result<Json<TokenRequest>, JsonRejection>,
+) -> HttpResponse {
+    match body(request) {
+        Ok(TokenRequest::New(token)) => answer(&api, Request::CreateToken(token)).await,
+        Ok(TokenRequest::Signed(token)) => {
+            let delta = Delta { tokens: vec![token], ..Delta::default() };
+            answer(&api, Request::Declare(Box::new(delta))).await
+        }
+        Err(refusal) => *refusal,
+    }
+}
+
+async fn revoke_token(
+    State(api): State<Api>,
+    request: Result<Json<RevocationRequest>, JsonRejection>,
+) -> HttpResponse {
+    match body(request) {
+        Ok(RevocationRequest::Id(id)) => answer(&api, Request::RevokeToken(id)).await,
+        Ok(RevocationRequest::Signed(revocation)) => {
+            let delta = Delta { revocations: vec![revocation], ..Delta::default() };
+            answer(&api, Request::Declare(Box::new(delta))).await
+        }
+        Err(refusal) => *refusal,
+    }
+}
+
+/// The value of a parameter in the query of a request.
+fn parameter(uri: &Uri, name: &str) -> Option<String> {
+    let pairs = uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
+    let (_, value) = pairs.into_iter().find(|(key, _)| *key == name)?;
+    Some(percent_encoding::percent_decode_str(value).decode_utf8_lossy().into_owned())
+}
+
+async fn unknown(uri: Uri) -> HttpResponse {
     failed(ApiError::new(
         ErrorCode::NotFound,
         format!("this daemon has no {}; is it older than the program that asks?", uri.path()),

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use ipnet::Ipv4Net;
 use mesh_core::api::{DEFAULT_SOCKET, DEFAULT_STATE_DIR};
-use mesh_keys::cluster::{GenesisFields, check_name};
+use mesh_keys::cluster::{GenesisFields, MAX_ADMIN_KEYS, check_name};
+use mesh_keys::{IdentityKey, admin};
+use mesh_sys::files::read_limited;
 use serde::{Deserialize, Serialize};
 
 /// Where the configuration file is, unless `--config` says otherwise.
@@ -22,6 +24,9 @@ pub const CONTROL_PORT: u16 = 6783;
 /// UDP port of the first lane.
 pub const WIREGUARD_PORT: u16 = 6784;
 
+/// Longest file with a public key.
+const MAX_KEY_FILE: usize = 4096;
+
 /// The settings as one source gives them; what is absent is left to the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
@@ -32,10 +37,19 @@ pub struct Settings {
     /// File with the cluster's join key, made by `meshctl keygen`. The same file on every host.
     #[arg(long, value_name = "FILE", conflicts_with = "password_file")]
     pub key_file: Option<PathBuf>,
+    /// File with a token, made by `meshctl token create`; only for joining. Once this host is a member the file may go.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["password_file", "key_file"])]
+    pub token_file: Option<PathBuf>,
     /// Address of a host of the cluster; may be given more than once. The same list on every host: the one
     /// whose own address comes first founds the cluster if there is none. Without it, this host founds one.
     #[arg(long, value_name = "HOST[:PORT]", value_delimiter = ',')]
     pub join: Option<Vec<String>>,
+    /// Public key of an administrator, made by `meshctl keygen --admin`, or a file with it; may be given more than
+    /// once. If this host founds the cluster, only these keys can sign the removal of nodes. Without it, the
+    /// cluster is flat: any member can, and a malicious one cannot be evicted.
+    #[arg(long, value_name = "PUBKEY|FILE", value_delimiter = ',')]
+    #[serde(alias = "admin-keys")]
+    pub admin_key: Option<Vec<String>>,
     /// IPv4 range of the pods, if this host founds the cluster; no network of any host may overlap with it
     /// [default: 10.32.0.0/12].
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
@@ -97,6 +111,8 @@ pub struct Config {
     pub secret: SecretSource,
     /// Where to find members, as given.
     pub join: Vec<JoinAddress>,
+    /// Admin keys of the cluster, if this host founds it.
+    pub admin_key: Vec<IdentityKey>,
     /// IPv4 range of the pods, if this host founds the cluster.
     pub range: Ipv4Net,
     /// Addresses at which other hosts reach this one.
@@ -133,6 +149,8 @@ pub enum SecretSource {
     PasswordFile(PathBuf),
     /// In a key file.
     KeyFile(PathBuf),
+    /// A token in this file, which a member does not need any more.
+    TokenFile(PathBuf),
 }
 
 /// An address from `--join`.
@@ -185,7 +203,7 @@ impl Settings {
                 continue;
             }
             let value = match key.as_str() {
-                "join" | "range" | "advertise" => {
+                "join" | "admin-key" | "admin-keys" | "range" | "advertise" => {
                     let items = value.split(',').map(str::trim).filter(|item| !item.is_empty());
                     toml::Value::Array(items.map(|item| toml::Value::String(item.to_owned())).collect())
                 }
@@ -205,16 +223,19 @@ impl Settings {
     /// The settings of `self`, each replaced by that of `over` where it has one.
     #[must_use]
     pub fn overlaid(self, over: Self) -> Self {
-        // The two secrets exclude each other: naming one takes the place of either.
-        let (password_file, key_file) = if over.password_file.is_some() || over.key_file.is_some() {
-            (over.password_file, over.key_file)
+        // The secrets exclude each other: naming one takes the place of any.
+        let given = over.password_file.is_some() || over.key_file.is_some() || over.token_file.is_some();
+        let (password_file, key_file, token_file) = if given {
+            (over.password_file, over.key_file, over.token_file)
         } else {
-            (self.password_file, self.key_file)
+            (self.password_file, self.key_file, self.token_file)
         };
         Self {
             password_file,
             key_file,
+            token_file,
             join: over.join.or(self.join),
+            admin_key: over.admin_key.or(self.admin_key),
             range: over.range.or(self.range),
             advertise: over.advertise.or(self.advertise),
             name: over.name.or(self.name),
@@ -236,15 +257,14 @@ impl Settings {
     /// # Errors
     /// Names the setting and the likely mistake.
     pub fn check(self) -> Result<Config> {
-        let secret = match (self.password_file, self.key_file) {
-            (Some(file), None) => SecretSource::PasswordFile(file),
-            (None, Some(file)) => SecretSource::KeyFile(file),
-            (None, None) => bail!(
-                "no secret: give --password-file FILE or --key-file FILE (`meshctl keygen > FILE` makes a key); the same file on every host"
+        let secret = match (self.password_file, self.key_file, self.token_file) {
+            (Some(file), None, None) => SecretSource::PasswordFile(file),
+            (None, Some(file), None) => SecretSource::KeyFile(file),
+            (None, None, Some(file)) => SecretSource::TokenFile(file),
+            (None, None, None) => bail!(
+                "no secret: give --password-file FILE or --key-file FILE (`meshctl keygen > FILE` makes a key), the same file on every host; or --token-file FILE to join by a token"
             ),
-            (Some(_), Some(_)) => {
-                bail!("password-file and key-file are both given: a cluster has one or the other")
-            }
+            _ => bail!("more than one of password-file, key-file and token-file is given: choose one"),
         };
         let port = nonzero("port", self.port.unwrap_or(CONTROL_PORT))?;
         let wireguard_port = nonzero("wireguard-port", self.wireguard_port.unwrap_or(WIREGUARD_PORT))?;
@@ -254,6 +274,7 @@ impl Settings {
             .iter()
             .map(|text| join_address(text, CONTROL_PORT))
             .collect::<Result<_>>()?;
+        let admin_key = admin_keys(&self.admin_key.unwrap_or_default())?;
         let range = match self.range.unwrap_or_default().as_slice() {
             [] => GenesisFields::default_ipv4_range(),
             [one] => ipv4_range(one)?,
@@ -287,6 +308,7 @@ impl Settings {
         Ok(Config {
             secret,
             join,
+            admin_key,
             range,
             advertise,
             name,
@@ -346,6 +368,33 @@ pub fn join_address(text: &str, default_port: u16) -> Result<JoinAddress> {
     }
 }
 
+/// Reads public admin keys, each as it is or from a file.
+fn admin_keys(texts: &[String]) -> Result<Vec<IdentityKey>> {
+    let mut keys = Vec::new();
+    for text in texts {
+        let key = if admin::is_public_text(text) {
+            admin::public_from_text(text).context("admin-key")?
+        } else {
+            let bytes = read_limited(Path::new(text), MAX_KEY_FILE).with_context(|| {
+                format!("admin-key: {text:?} is neither a public key nor a file with one")
+            })?;
+            admin::public_from_text(&String::from_utf8_lossy(&bytes)).with_context(|| {
+                format!("admin-key file {text}: it must hold the public key, which `meshctl keygen --admin` prints; the secret one stays off the nodes")
+            })?
+        };
+        if !key.is_usable() {
+            bail!("admin-key: {key} is no valid key");
+        }
+        keys.push(key);
+    }
+    keys.sort_unstable();
+    keys.dedup();
+    if keys.len() > MAX_ADMIN_KEYS {
+        bail!("admin-key: {} keys, but a cluster has at most {MAX_ADMIN_KEYS}", keys.len());
+    }
+    Ok(keys)
+}
+
 fn ipv4_range(text: &str) -> Result<Ipv4Net> {
     let net: Ipv4Net = text
         .parse()
@@ -384,6 +433,9 @@ pub fn beside_this_program(name: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use mesh_keys::AdminKey;
+    use mesh_keys::rand_core::OsRng;
+
     use super::*;
 
     fn settings(toml: &str) -> Result<Settings> {
@@ -416,13 +468,16 @@ mod tests {
     fn mistakes_are_named() {
         for (toml, words) in [
             ("", "--password-file"),
-            ("password-file='/p'\nkey-file='/k'", "both"),
+            ("password-file='/p'\nkey-file='/k'", "choose one"),
+            ("token-file='/t'\nkey-file='/k'", "choose one"),
             ("password-file='/p'\nrange=['10.32.1.0/12']", "did you mean 10.32.0.0/12"),
             ("password-file='/p'\nrange=['fd00::/48']", "range"),
             ("password-file='/p'\nrange=['10.0.0.0/30']", "/8 to /24"),
             ("password-file='/p'\njoin=['a:b']", "join"),
             ("password-file='/p'\njoin=['::1:6783:x']", "join"),
             ("password-file='/p'\nadvertise=['127.0.0.1']", "advertise"),
+            ("password-file='/p'\nadmin-key=['/no/such/file']", "neither a public key nor a file"),
+            ("password-file='/p'\nadmin-key=['hauberk-admin-public-1:00']", "digits"),
             ("password-file='/p'\nadvertise=['192.0.2.1:6783']", "advertise"),
             ("password-file='/p'\nmtu=100", "mtu"),
             ("password-file='/p'\nport=0", "port"),
@@ -436,6 +491,25 @@ mod tests {
         }
         let env = [("MESHD_JION".to_owned(), "a".to_owned())];
         assert!(format!("{:#}", Settings::from_env(env.into_iter()).unwrap_err()).contains("jion"));
+    }
+
+    #[test]
+    fn admin_keys_are_given_as_they_are_or_in_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let [secret, other] = [(); 2].map(|()| AdminKey::generate(&mut OsRng));
+        let file = dir.path().join("admin.pub");
+        std::fs::write(&file, format!("{}\n", admin::public_to_text(&secret.public()))).unwrap();
+        let given = [file.display().to_string(), admin::public_to_text(&other.public())];
+        let env = [("MESHD_ADMIN_KEYS".to_owned(), given.join(",")), ("MESHD_KEY_FILE".into(), "/k".into())];
+        let config = Settings::from_env(env.into_iter()).unwrap().check().unwrap();
+        let mut expected = vec![secret.public(), other.public()];
+        expected.sort_unstable();
+        assert_eq!(config.admin_key, expected);
+
+        let secret_file = dir.path().join("admin.key");
+        std::fs::write(&secret_file, secret.to_text().as_bytes()).unwrap();
+        let refused = error(&format!("key-file='/k'\nadmin-key=['{}']", secret_file.display()));
+        assert!(refused.contains("stays off the nodes"), "{refused}");
     }
 
     #[test]

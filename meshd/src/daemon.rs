@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
 use mesh_core::api::{AttachmentId, HEARTBEAT_FILE};
 use mesh_core::node::{self, Input, JoinSecret, LaneConfig, Node, Output, RequestId, Response, Seed};
 use mesh_core::time::Time;
+use mesh_keys::JoinToken;
 use mesh_keys::join::JoinKey;
 use mesh_keys::password::{Password, PasswordRecord};
 use mesh_keys::rand_core::{OsRng, RngCore};
@@ -38,6 +39,12 @@ const HOUSEKEEPING: Duration = Duration::from_secs(5);
 /// Pause between two looks at what is left of the attachments.
 const LOOK_FOR_REMAINS: Duration = Duration::from_secs(15);
 
+/// Pause between two times at which the node is told what the host's clock shows.
+const TELL_TIME: Duration = Duration::from_secs(60);
+
+/// The host's clock was set when it is this many seconds off.
+const CLOCK_SLACK: u64 = 2;
+
 /// Longest password or key file.
 const MAX_SECRET_FILE: usize = 4096;
 
@@ -64,7 +71,11 @@ pub async fn run(config: Config) -> Result<()> {
     let stored = store.load()?;
     let me = identity.public();
     tracing::info!(node = %me.node_id(), name = config.name, version = env!("CARGO_PKG_VERSION"), "meshd starts");
-    let secret = join_secret(config.secret.clone(), me).await?;
+    let secret = join_secret(config.secret.clone(), me, stored.view.is_some()).await?;
+
+    if matches!(secret, JoinSecret::Token(_)) && config.join.is_empty() {
+        bail!("token-file: give --join HOST too: a host with a token joins a cluster and founds none");
+    }
 
     let control = listen(config.port).await.with_context(|| {
         format!("port: cannot listen on TCP {}; is another meshd running on this host?", config.port)
@@ -114,6 +125,7 @@ pub async fn run(config: Config) -> Result<()> {
         cluster_name: config.cluster_name.clone(),
         ipv4_range: config.range,
         block_prefix: 24,
+        admin_keys: config.admin_key.clone(),
         secret,
         seeds: resolve(&config).await,
         advertise: config.advertise.clone(),
@@ -132,6 +144,9 @@ pub async fn run(config: Config) -> Result<()> {
     let mut node = Node::new(node_config, identity, stored, *seed, clock());
     let mut shell =
         Shell { store, datagrams, desired, answers: BTreeMap::new(), requests: 0, dead_letters: Vec::new() };
+
+    let mut wall_clock = WallClock::default();
+    wall_clock.tell(&mut node, clock());
 
     // Whoever was detached while we were away is gone before anyone can ask for an address.
     shell.bury(&mut node, clock());
@@ -175,6 +190,7 @@ pub async fn run(config: Config) -> Result<()> {
             () = tokio::time::sleep(wait) => node.handle(Input::Tick, clock()),
             _ = housekeeping.tick() => {
                 shell.bury(&mut node, clock());
+                wall_clock.tell(&mut node, clock());
                 if node.view().is_none() || !config.join.is_empty() {
                     // Names may resolve to other addresses by now; a slow resolver holds nothing up.
                     let (config, inputs) = (config.clone(), inputs.clone());
@@ -294,6 +310,26 @@ impl Shell {
     }
 }
 
+/// What the node was last told of the host's clock: seconds since 1970, and when.
+#[derive(Default)]
+struct WallClock(Option<(u64, Time)>);
+
+impl WallClock {
+    /// Tells the node the time when it is due, or when the clock was set since.
+    fn tell(&mut self, node: &mut Node, now: Time) {
+        let unix_seconds =
+            SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let news = self.0.is_none_or(|(told, at)| {
+            let passed = now.since(at);
+            passed >= TELL_TIME || unix_seconds.abs_diff(told + passed.as_secs()) > CLOCK_SLACK
+        });
+        if news {
+            self.0 = Some((unix_seconds, now));
+            node.handle(Input::WallClock { unix_seconds }, now);
+        }
+    }
+}
+
 /// Has somebody look at what is left of the attachments, and tell the node.
 fn look_for_remains(node: &Node, inputs: mpsc::Sender<Input>, begun: Time) {
     let wanted: Vec<(AttachmentId, PathBuf)> =
@@ -358,8 +394,22 @@ impl Starts {
     }
 }
 
-async fn join_secret(source: SecretSource, me: mesh_keys::IdentityKey) -> Result<JoinSecret> {
+async fn join_secret(
+    source: SecretSource,
+    me: mesh_keys::IdentityKey,
+    is_member: bool,
+) -> Result<JoinSecret> {
     match source {
+        // Used, expired or gone: a member has no need of it.
+        SecretSource::TokenFile(_) if is_member => Ok(JoinSecret::None),
+        SecretSource::TokenFile(path) => {
+            let bytes = Zeroizing::new(files::read_secret(&path, MAX_SECRET_FILE).context("token-file")?);
+            let text = std::str::from_utf8(&bytes)
+                .with_context(|| format!("token-file {} is not text", path.display()))?;
+            let token =
+                JoinToken::from_text(text).with_context(|| format!("token-file {}", path.display()))?;
+            Ok(JoinSecret::Token(Box::new(token)))
+        }
         SecretSource::KeyFile(path) => {
             let bytes = Zeroizing::new(files::read_secret(&path, MAX_SECRET_FILE).context("key-file")?);
             let text = std::str::from_utf8(&bytes)

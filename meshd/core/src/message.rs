@@ -13,21 +13,30 @@
 //!                             then as between members           then as between members
 //! ```
 //!
+//! A node that joins by a token has the sponsor prove itself first, and needs no offer:
+//!
+//! ```text
+//! J → S  Hello::Joiner    J ← S  JoinOffer       J → S  TokenAsk      J ← S  TokenProof
+//! J → S  JoinToken        J ← S  JoinTokenOk     J → S  JoinAsk, and on as above
+//! ```
+//!
 //! Either end may send [`Message::Refuse`] at any point before it takes the other for a member; the session
 //! ends then, and both say why. Nothing of the cluster is said to an end that has not proved that it belongs
-//! to it, but that there is one.
+//! to it, but that there is one; and to an end that knows half of the cluster id, as every token says it, the
+//! genesis document and the sponsor's own admissions.
 
 use mesh_keys::join::JoinProof;
 use mesh_keys::password::{PasswordFinalization, PasswordRequest, PasswordResponse};
 use mesh_keys::secret::Secret32;
-use mesh_keys::{ClusterId, PskCheck, Signed, SignedAdmission, WgPublic};
+use mesh_keys::token::{ClusterPrefix, TokenSecret};
+use mesh_keys::{ClusterId, PskCheck, Signed, SignedAdmission, TokenId, WgPublic};
 use serde::{Deserialize, Serialize};
 
 use crate::gossip::catalogue::Name;
 use crate::view::{Delta, NodeRecord};
 
 /// Version of the protocol between nodes. Another version's frames are answered with [`RefusalCode::Version`].
-pub const PROTOCOL: u16 = 2;
+pub const PROTOCOL: u16 = 3;
 
 /// One frame of a control session.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -143,6 +152,27 @@ pub enum Message {
         /// In the order of [`Delta::chunks`].
         view: Delta,
     },
+    /// The joiner has a token for this cluster: the sponsor shall prove that it is a member of it.
+    TokenAsk {
+        /// From the token.
+        cluster: ClusterPrefix,
+    },
+    /// It is: the id follows from the document, and the admissions lead to the key that the session is with.
+    TokenProof {
+        /// The genesis document.
+        genesis: Vec<u8>,
+        /// The sponsor's admissions, the founder's first.
+        chain: Vec<SignedAdmission>,
+    },
+    /// The joiner's token.
+    JoinToken {
+        /// Its name.
+        id: TokenId,
+        /// Its secret.
+        secret: TokenSecret,
+    },
+    /// The sponsor accepts it.
+    JoinTokenOk,
 }
 
 /// Who speaks.
@@ -227,6 +257,10 @@ pub enum RefusalCode {
     Protocol,
     /// The node was removed from the cluster.
     Removed,
+    /// Joining by key file or password is closed at present; the operator can open it.
+    JoinsClosed,
+    /// The token lets nobody in: unknown, revoked, expired or used up.
+    BadToken,
 }
 
 impl Message {
@@ -257,6 +291,9 @@ impl Message {
             | Self::JoinPasswordAnswer { .. }
             | Self::JoinPasswordFinish { .. }
             | Self::JoinPasswordOk => "password proof",
+            Self::TokenAsk { .. } | Self::TokenProof { .. } | Self::JoinToken { .. } | Self::JoinTokenOk => {
+                "token"
+            }
             Self::JoinAsk => "join request",
             Self::Welcome { .. } | Self::WelcomePart { .. } => "welcome",
             Self::Gossip { .. } => "gossip payload",

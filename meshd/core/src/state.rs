@@ -160,7 +160,7 @@ impl Stored {
         for (file, bytes) in files {
             match file {
                 StateFile::Cluster => {
-                    let (genesis, delta): (Vec<u8>, Delta) = open(*file, bytes)?;
+                    let (genesis, delta) = open_cluster(bytes)?;
                     let contents = |problem: String| UnusableState::Contents { file: file.name(), problem };
                     let genesis = Genesis::decode(&genesis).map_err(|error| contents(error.to_string()))?;
                     let mut view = View::new(genesis);
@@ -249,6 +249,17 @@ fn open<T: DeserializeOwned>(file: StateFile, bytes: &[u8]) -> Result<T, Unusabl
     Ok(take(file, contents(file, bytes)?)?.0)
 }
 
+/// Lists that later versions added stand at the end of a view: what an earlier version wrote is read as if they
+/// were there and empty, each a zero byte. The checksum has shown that nothing is cut off.
+fn open_cluster(bytes: &[u8]) -> Result<(Vec<u8>, Delta), UnusableState> {
+    let file = StateFile::Cluster;
+    let filled = [contents(file, bytes)?, &[0; ADDED_LISTS]].concat();
+    Ok(take(file, &filled)?.0)
+}
+
+/// Lists of a [`Delta`] that the first version with removals did not write.
+const ADDED_LISTS: usize = 4;
+
 fn open_leases(bytes: &[u8]) -> Result<StoredLeases, UnusableState> {
     let file = StateFile::Leases;
     let ((boot, leases), added) = take(file, contents(file, bytes)?)?;
@@ -333,6 +344,22 @@ mod tests {
             let error = decode(bytes[..cut].to_vec()).unwrap_err().to_string();
             assert!(error.contains("leases.state"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_view_that_an_earlier_version_wrote_is_read() {
+        let founder = mesh_keys::Identity::from_bytes(&[1; 32]).public();
+        let mut rng = <rand_chacha::ChaCha20Rng as rand_core::SeedableRng>::seed_from_u64(1);
+        let fields = mesh_keys::GenesisFields::flat("old", founder, mesh_keys::JoinModes::KEY_FILE, &mut rng);
+        let view = View::new(Genesis::new(fields).unwrap());
+        let contents = postcard::to_allocvec(&(view.genesis().encode(), view.to_delta())).unwrap();
+        let earlier = &contents[..contents.len() - ADDED_LISTS];
+        let mut bytes = header(StateFile::Cluster).into_bytes();
+        bytes.extend_from_slice(format!("{}\n", hex::encode(Sha256::digest(earlier))).as_bytes());
+        bytes.extend_from_slice(earlier);
+        let files = |bytes| BTreeMap::from([(StateFile::Cluster, bytes)]);
+        assert_eq!(Stored::decode(&files(bytes)).unwrap().view, Some(view.clone()));
+        assert_eq!(Stored::decode(&files(encode_cluster(&view))).unwrap().view, Some(view));
     }
 
     fn today() -> StoredLeases {

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
-use hyper::{Request, StatusCode};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use mesh_core::api::ApiError;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
@@ -56,16 +57,35 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.call(Method::GET, path, Bytes::new())
+    }
+
+    /// Has the daemon do something.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn send(&self, method: Method, path: &str, request: &impl Serialize) -> Result<(), ClientError> {
+        let body = serde_json::to_vec(request).map_err(|error| ClientError::Answer(error.to_string()))?;
+        self.call(method, path, body.into())
+    }
+
+    fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, ClientError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| ClientError::Answer(error.to_string()))?;
         runtime.block_on(async {
-            tokio::time::timeout(PATIENCE, self.exchange(path)).await.map_err(|_| ClientError::Timeout)?
+            let exchange = self.exchange(method, path, body);
+            tokio::time::timeout(PATIENCE, exchange).await.map_err(|_| ClientError::Timeout)?
         })
     }
 
-    async fn exchange<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+    async fn exchange<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<T, ClientError> {
         let answer = |error: &dyn std::fmt::Display| ClientError::Answer(error.to_string());
         let stream = UnixStream::connect(&self.socket)
             .await
@@ -74,15 +94,21 @@ impl Client {
             .await
             .map_err(|error| answer(&error))?;
         tokio::spawn(connection);
-        let request = Request::get(path)
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
             .header(hyper::header::HOST, "meshd")
-            .body(Empty::<Bytes>::new())
+            .header(hyper::header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
             .map_err(|error| answer(&error))?;
         let response = sender.send_request(request).await.map_err(|error| answer(&error))?;
         let status = response.status();
         let body =
             Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(|error| answer(&error))?;
         let bytes = body.to_bytes();
+        if status == StatusCode::NO_CONTENT {
+            return serde_json::from_str("null").map_err(|error| answer(&error));
+        }
         if status == StatusCode::OK {
             return serde_json::from_slice(&bytes).map_err(|error| answer(&error));
         }

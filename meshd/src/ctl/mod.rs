@@ -3,9 +3,11 @@
 //! Exit status: 0 all is well; 1 an error, told on standard error; 2 wrong usage; 3 the daemon does not answer;
 //! 4 `status` only: the node is not a member yet, or something is not as it should be.
 
+mod authority;
 mod client;
 mod ipam;
 mod status;
+mod token;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -43,7 +45,26 @@ enum Verb {
         output: Format,
     },
     /// Make a join key: write it to a file of mode 0600 on every host, for `meshd --key-file`
-    Keygen,
+    Keygen {
+        /// Make an admin key instead: the secret one is written to this new file, to be kept off the nodes; the
+        /// public one is printed, for `meshd --admin-key` where the cluster is founded
+        #[arg(long, value_name = "FILE")]
+        admin: Option<PathBuf>,
+    },
+    /// Remove a node from the cluster for good: its tunnels, sessions and addresses
+    Remove(authority::RemoveArguments),
+    /// When nodes may join by password or key file
+    JoinWindow {
+        /// What to do
+        #[command(subcommand)]
+        verb: authority::WindowVerb,
+    },
+    /// Tokens: each lets so many hosts join, until it ends or is revoked
+    Token {
+        /// What to do
+        #[command(subcommand)]
+        verb: token::TokenVerb,
+    },
     /// The configuration the daemon runs with; it holds names of secret files, never secrets
     Config,
     /// Meshes on this one machine, of namespaces, real daemons and real packets
@@ -82,7 +103,11 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match arguments.verb {
         Verb::Status { part, output } => show_status(&arguments.control_socket, part, output),
-        Verb::Keygen => print(JoinKey::generate(&mut OsRng).to_text().trim_end()),
+        Verb::Keygen { admin: None } => print(JoinKey::generate(&mut OsRng).to_text().trim_end()),
+        Verb::Keygen { admin: Some(file) } => authority::make_admin_key(&file),
+        Verb::Remove(what) => authority::remove(&Client::new(&arguments.control_socket), &what),
+        Verb::JoinWindow { verb } => authority::join_window(&Client::new(&arguments.control_socket), &verb),
+        Verb::Token { verb } => token::run(&Client::new(&arguments.control_socket), &verb),
         Verb::Config => show_config(&arguments.control_socket),
         Verb::Lab(command) => Binaries::beside_current_exe()
             .and_then(|binaries| mesh_lab::run(command, &binaries))

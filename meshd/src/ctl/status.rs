@@ -21,6 +21,12 @@ pub(super) fn overview(status: &Status) -> String {
                 &format!("{} ({}), {} members", cluster.name, short(&cluster.id), cluster.members),
             );
             line("ranges", &format!("{}, {}", cluster.ipv4, cluster.ipv6));
+            if let Some(keys) = &cluster.admin_keys {
+                line("authority", &authority(keys.len()));
+            }
+            if cluster.joins_open == Some(false) {
+                line("joining", "closed; `meshctl join-window open` opens it");
+            }
         }
         (None, Membership::Joining { waiting_for }) => {
             line("cluster", &format!("none yet; waiting for {waiting_for}"))
@@ -105,6 +111,14 @@ fn row(peer: &PeerStatus) -> [String; 9] {
     ]
 }
 
+fn authority(admin_keys: usize) -> String {
+    match admin_keys {
+        0 => "flat: any member can remove others; a malicious member cannot be evicted".to_owned(),
+        1 => "anchored: one admin key signs removals".to_owned(),
+        several => format!("anchored: any of {several} admin keys signs removals"),
+    }
+}
+
 pub(super) fn short(id: &str) -> &str {
     id.get(..8).unwrap_or(id)
 }
@@ -134,6 +148,12 @@ fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn it_says_who_can_remove_nodes() {
+        assert!(authority(0).starts_with("flat: ") && authority(0).contains("cannot be evicted"));
+        assert!(authority(1).starts_with("anchored: one") && authority(3).contains("any of 3"));
+    }
 
     #[test]
     fn sizes_and_ages_read_well() {

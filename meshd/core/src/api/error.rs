@@ -29,6 +29,10 @@ pub enum ErrorCode {
     NotFound,
     /// The object exists already and differs from what was asked. HTTP 409.
     Conflict,
+    /// Several objects fit; the message lists them. HTTP 409.
+    Ambiguous,
+    /// The cluster's rules do not allow it, or want another signature; the message says whose. HTTP 403.
+    Forbidden,
     /// The node has no free address. Nothing was changed. The message says how many it has, which members may
     /// have free ones, and what would help. HTTP 507.
     Exhausted,
@@ -47,7 +51,8 @@ impl ErrorCode {
         match self {
             Self::Invalid => 400,
             Self::NotFound => 404,
-            Self::Conflict => 409,
+            Self::Conflict | Self::Ambiguous => 409,
+            Self::Forbidden => 403,
             Self::Exhausted => 507,
             Self::NotReady => 503,
             Self::Internal | Self::Unknown => 500,

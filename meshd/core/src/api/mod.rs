@@ -12,17 +12,29 @@
 //! | `GET /v1/attachments/{container}/{ifname}` | – | [`Attachment`], or 404 |
 //! | `DELETE /v1/attachments/{container}/{ifname}` | – | 204, also when there is none |
 //! | `POST /v1/attachments/gc` | [`GcRequest`] | [`GcReport`] |
+//! | `GET /v1/removals/prepare?node=…` | – | [`RemovalPlan`]; the node is an id, its first 8 or more digits, or a name |
+//! | `POST /v1/removals` | [`RemovalRequest`] | 204 once it is durable |
+//! | `GET /v1/join-window` | – | [`JoinWindowStatus`] |
+//! | `PUT /v1/join-window` | [`JoinWindowRequest`] | 204 once it is durable |
+//! | `GET /v1/tokens` | – | [`TokenList`] |
+//! | `POST /v1/tokens` | [`TokenRequest`] | 204 once it is durable |
+//! | `POST /v1/tokens/revocations` | [`RevocationRequest`] | 204 once it is durable |
 //!
 //! Every error answer carries an [`ApiError`]. Unknown fields are ignored, so that an older plugin can talk
 //! to a newer daemon and the other way round.
 
 mod attach;
+mod authority;
 mod error;
 mod status;
 
 pub use attach::{
     AttachRequest, Attachment, AttachmentId, AttachmentState, GcReport, GcRequest, InvalidAttachmentId,
     MacAddr, NetnsId, ParseMacError, PodIdentity, Tombstone,
+};
+pub use authority::{
+    JoinWindowRequest, JoinWindowStatus, NewToken, RemovalPlan, RemovalRequest, RevocationRequest, TokenList,
+    TokenRequest, TokenStatus,
 };
 pub use error::{ApiError, ErrorCode};
 pub use status::{

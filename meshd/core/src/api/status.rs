@@ -59,6 +59,13 @@ pub struct ClusterStatus {
     pub ipv6: Ipv6Net,
     /// Known members, this one included.
     pub members: usize,
+    /// The keys that may sign removals, 64 hexadecimal digits each. None: the cluster is flat, and cannot evict a
+    /// malicious member. Older daemons do not say.
+    #[serde(default)]
+    pub admin_keys: Option<Vec<String>>,
+    /// Whether nodes may join by key file or password at the moment. Older daemons do not say.
+    #[serde(default)]
+    pub joins_open: Option<bool>,
 }
 
 /// Whether the node is in a cluster.

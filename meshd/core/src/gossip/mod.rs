@@ -468,7 +468,8 @@ impl Gossip {
         self.next_push = self.next_push.min(now + SETTLE);
     }
 
-    fn push(&mut self, store: &impl Store, now: Time) {
+    /// Tells news that is due, and what has not been told yet.
+    pub fn push(&mut self, store: &impl Store, now: Time) {
         let digits = (self.members.len() + 1).ilog10() as u8 + 1;
         let (many, partitioned) = (self.rumours.len() > MANY, self.is_partitioned());
         let limit = |kind| {

@@ -138,6 +138,15 @@ impl Node {
             Request::Detach(attachment) => return self.release_all(Some(id), &[attachment], false),
             Request::Gc(request) => return self.on_gc(id, &request),
             Request::Remove(node) => return self.on_remove(id, node),
+            Request::Declare(delta) => return self.on_declare(id, &delta),
+            Request::SetJoinWindow(window) => return self.on_set_join_window(id, window),
+            Request::PrepareRemoval(node) => {
+                self.removal_plan(&node).map(|plan| Response::RemovalPlan(Box::new(plan)))
+            }
+            Request::CreateToken(token) => return self.on_create_token(id, &token),
+            Request::RevokeToken(token) => return self.on_revoke_token(id, token),
+            Request::Tokens => self.token_list().map(Response::Tokens),
+            Request::JoinWindow => self.join_window_status().map(Response::JoinWindow),
         };
         self.reply(id, answer);
     }

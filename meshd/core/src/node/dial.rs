@@ -144,7 +144,9 @@ impl Dialer {
             | RefusalCode::WrongMethod
             | RefusalCode::Known
             | RefusalCode::Protocol
-            | RefusalCode::Removed => {
+            | RefusalCode::Removed
+            | RefusalCode::JoinsClosed
+            | RefusalCode::BadToken => {
                 self.outcome(target, SeedOutcome::Refused(reason), Some(REFUSED_PAUSE), now);
             }
         }

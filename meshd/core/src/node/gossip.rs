@@ -152,6 +152,12 @@ impl Node {
         });
     }
 
+    /// What is new is told to some members now, not in a moment.
+    pub(super) fn say_now(&mut self) {
+        self.with_gossip(|gossip, shelf, now| gossip.push(shelf, now));
+        self.send_gossip(None, usize::MAX);
+    }
+
     pub(super) fn advance_gossip(&mut self) {
         if self.gossip.as_ref().is_some_and(|gossip| gossip.poll_timeout() <= self.now) {
             self.with_gossip(|gossip, shelf, now| gossip.tick(shelf, now));
@@ -225,7 +231,11 @@ impl Node {
             | Message::JoinPasswordOk
             | Message::JoinAsk
             | Message::Welcome { .. }
-            | Message::WelcomePart { .. }) => {
+            | Message::WelcomePart { .. }
+            | Message::TokenAsk { .. }
+            | Message::TokenProof { .. }
+            | Message::JoinToken { .. }
+            | Message::JoinTokenOk) => {
                 let reason = format!("a {} does not belong here", message.kind());
                 self.refuse(session, RefusalCode::Protocol, &reason);
             }
@@ -259,6 +269,7 @@ impl Node {
         }
         self.report_conflicts();
         self.heed_removals(new);
+        self.heed_tries(new);
         if new.promises.len() < new.len() {
             self.settle_addresses();
         } else {

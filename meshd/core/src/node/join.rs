@@ -26,11 +26,11 @@ use crate::view::{Delta, View};
 /// How long a node that may found a cluster waits for an answer of the other seeds.
 const ASK_SEEDS: Duration = Duration::from_secs(3);
 
-/// Failed proofs that a sponsor hears within [`TRIES_WINDOW`] before it makes everyone wait.
-const MAX_TRIES: usize = 60;
+/// Wrong keys that a sponsor hears within [`WRONG_KEYS_WINDOW`] before it makes everyone wait.
+const MAX_WRONG_KEYS: usize = 60;
 
-/// See [`MAX_TRIES`].
-const TRIES_WINDOW: Duration = Duration::from_secs(60);
+/// See [`MAX_WRONG_KEYS`].
+const WRONG_KEYS_WINDOW: Duration = Duration::from_secs(60);
 
 /// What is said to a node that joins and has been a member.
 const KNOWN: &str = "a node with this identity is a member already, and what this one has been is not on its disk: it was lost, or the disk was copied; remove the state directory, identity and all, and it joins as a new node";
@@ -50,8 +50,8 @@ pub(super) struct Join {
     storing: bool,
     /// Why the last try failed.
     last_failure: Option<String>,
-    /// Times of failed proofs of others.
-    pub(super) tries: Vec<Time>,
+    /// When others have come with wrong keys.
+    wrong_keys: Vec<Time>,
     serial: u64,
     /// The view of the member that welcomes us, as far as it has arrived.
     parts: Delta,
@@ -67,6 +67,10 @@ pub(super) enum Joining {
     PasswordSent(Box<PasswordClient>),
     /// Our last OPAQUE message is out.
     PasswordFinished,
+    /// We have a token, and the sponsor is to prove itself.
+    TokenAsked,
+    /// Our token is out.
+    TokenSent,
     /// Both ends have proved themselves; we asked to be let in.
     Asked,
 }
@@ -77,6 +81,8 @@ pub(super) enum Sponsoring {
     Offered,
     /// Our OPAQUE answer is out.
     Password(Box<PasswordServer>),
+    /// We have proved to be a member to a node with a token.
+    TokenProved,
     /// The node has proved itself.
     Proven(JoinMode),
     /// Its admission is being written to disk, or is on its way.
@@ -141,6 +147,9 @@ impl Node {
             parts.push(failure.clone());
         }
         let who = match self.config.seeds.first() {
+            _ if matches!(self.config.secret, JoinSecret::Token(_)) => {
+                "a member among the --join addresses; a host with a token founds no cluster".to_owned()
+            }
             Some(first) if !self.own_seed_is_first() => {
                 format!(
                     "a member among the --join addresses; only {}, the first of them, may found a cluster",
@@ -164,6 +173,9 @@ impl Node {
         if self.host.is_none() {
             return false;
         }
+        if matches!(self.config.secret, JoinSecret::Token(_) | JoinSecret::None) {
+            return false;
+        }
         if self.config.seeds.is_empty() {
             return true;
         }
@@ -185,16 +197,18 @@ impl Node {
         let modes = match self.config.secret {
             JoinSecret::Key(_) => JoinModes::KEY_FILE,
             JoinSecret::Password { .. } => JoinModes::PASSWORD,
+            JoinSecret::Token(_) | JoinSecret::None => return,
         };
         let mut fields = GenesisFields::flat(&self.config.cluster_name, self.me, modes, &mut self.rng);
         fields.ipv4_range = self.config.ipv4_range;
         fields.block_prefix = self.config.block_prefix;
+        fields.admin_keys = self.config.admin_keys.clone();
         match Genesis::new(fields) {
             Ok(genesis) => {
                 if let Some(reason) = self.founding_overlap(&genesis) {
                     return self.refuse_host(reason);
                 }
-                tracing::info!(cluster = %genesis.id().short(), name = genesis.name(), ipv4 = %genesis.ipv4_range(), ipv6 = %genesis.ipv6_range(), "founding a cluster");
+                tracing::info!(cluster = %genesis.id().short(), name = genesis.name(), ipv4 = %genesis.ipv4_range(), ipv6 = %genesis.ipv6_range(), admin_keys = genesis.admin_keys().len(), "founding a cluster");
                 self.store_membership(View::new(genesis), None);
             }
             Err(error) => {
@@ -224,6 +238,9 @@ impl Node {
             self.make_group_key();
         }
         self.start_gossip();
+        if let Some(problem) = self.authority_problem() {
+            tracing::warn!("{problem}");
+        }
         self.check_overlap();
         self.assign_address();
         self.refresh_record();
@@ -283,7 +300,6 @@ impl Node {
         let Some(entry) = self.sessions.get(&session) else { return };
         if matches!(entry.phase, Phase::Sponsoring(_)) && code == RefusalCode::WrongPassword {
             tracing::warn!(remote = %entry.remote, node = %entry.peer.node_id().short(), "a node tried to join with a wrong password");
-            self.join.tries.push(self.now);
         }
         if self.join.current == Some(session) {
             self.join.last_failure = Some(format!("{}: {reason}", entry.remote));
@@ -296,9 +312,16 @@ impl Node {
         if self.view.is_some() || self.sessions.get(&session).is_none_or(|entry| entry.dialled.is_none()) {
             return self.refuse(session, RefusalCode::Protocol, "a join offer does not belong here");
         }
-        let (fits, ours, theirs) = match &self.config.secret {
-            JoinSecret::Key(_) => (key, "a key file", "a password"),
-            JoinSecret::Password { .. } => (password, "a password", "a key file"),
+        let theirs = match (key, password) {
+            (true, _) => "a key file",
+            (false, true) => "a password",
+            (false, false) => "tokens only, as it came by one itself",
+        };
+        let (fits, ours) = match &self.config.secret {
+            JoinSecret::Key(_) => (key, "a key file"),
+            JoinSecret::Password { .. } => (password, "a password"),
+            JoinSecret::Token(_) => (true, "a token"),
+            JoinSecret::None => (false, "no secret to join with"),
         };
         if !fits {
             let reason = format!("this node has {ours}, but the member admits by {theirs}");
@@ -321,6 +344,8 @@ impl Node {
                 }
                 Err(error) => return self.refuse(session, RefusalCode::Protocol, &error.to_string()),
             },
+            JoinSecret::Token(token) => (Message::TokenAsk { cluster: token.cluster }, Joining::TokenAsked),
+            JoinSecret::None => return,
         };
         self.set_phase(session, Phase::Joining(phase));
         self.send(session, &message);
@@ -354,7 +379,11 @@ impl Node {
                     }
                 }
             }
-            (Joining::PasswordFinished, Message::JoinPasswordOk) => self.ask(session),
+            (Joining::PasswordFinished, Message::JoinPasswordOk)
+            | (Joining::TokenSent, Message::JoinTokenOk) => self.ask(session),
+            (Joining::TokenAsked, Message::TokenProof { genesis, chain }) => {
+                self.on_token_proof(session, &genesis, chain);
+            }
             (Joining::Asked, Message::WelcomePart { view }) => {
                 if self.join.parts.len() + view.len() > WELCOME_ITEMS_MAX {
                     return self.refuse(
@@ -420,15 +449,6 @@ impl Node {
     // The admitting end.
 
     pub(super) fn start_sponsoring(&mut self, session: SessionId, name: &str) {
-        let now = self.now;
-        self.join.tries.retain(|at| now.since(*at) < TRIES_WINDOW);
-        if self.join.tries.len() >= MAX_TRIES {
-            return self.refuse(
-                session,
-                RefusalCode::Busy,
-                "too many failed tries to join; try again in a minute",
-            );
-        }
         if let Some(doubt) = self.doubt() {
             return self.refuse(session, RefusalCode::Busy, &format!("it admits nobody: {doubt}"));
         }
@@ -450,7 +470,8 @@ impl Node {
         }
         self.set_phase(session, Phase::Sponsoring(Sponsoring::Offered));
         let key = matches!(self.config.secret, JoinSecret::Key(_));
-        self.send(session, &Message::JoinOffer { key, password: !key });
+        let password = matches!(self.config.secret, JoinSecret::Password { .. });
+        self.send(session, &Message::JoinOffer { key, password });
     }
 
     pub(super) fn on_sponsoring(&mut self, session: SessionId, message: Message) {
@@ -463,9 +484,21 @@ impl Node {
                     return self.refuse(
                         session,
                         RefusalCode::WrongMethod,
-                        "this member admits by password, not by key file",
+                        "this member does not admit by key file",
                     );
                 };
+                let now = self.now;
+                self.join.wrong_keys.retain(|at| now.since(*at) < WRONG_KEYS_WINDOW);
+                if self.join.wrong_keys.len() >= MAX_WRONG_KEYS {
+                    return self.refuse(
+                        session,
+                        RefusalCode::Busy,
+                        "too many wrong keys; try again in a minute",
+                    );
+                }
+                if let Err((code, reason)) = self.joins_open() {
+                    return self.refuse(session, code, &reason);
+                }
                 match key.verify_client_proof(&binding, &joiner, &self.me, &proof) {
                     Ok(()) => {
                         let proof = key.server_proof(&binding, &joiner, &self.me);
@@ -473,7 +506,7 @@ impl Node {
                         self.send(session, &Message::JoinKeyOk { proof });
                     }
                     Err(_) => {
-                        self.join.tries.push(self.now);
+                        self.join.wrong_keys.push(now);
                         tracing::warn!(%remote, node = %joiner.node_id().short(), "a node tried to join with a wrong key");
                         self.refuse(
                             session,
@@ -484,11 +517,21 @@ impl Node {
                 }
             }
             (Sponsoring::Offered, Message::JoinPassword { request }) => {
+                if let Err((code, reason)) = self.joins_open() {
+                    return self.refuse(session, code, &reason);
+                }
+                if matches!(self.config.secret, JoinSecret::Password { .. })
+                    && let Err(wait) = self.begin_try(session)
+                {
+                    let seconds = wait.as_secs() + 1;
+                    let reason = format!("too many tries to join by password; try again in {seconds} s");
+                    return self.refuse(session, RefusalCode::Busy, &reason);
+                }
                 let JoinSecret::Password { record, .. } = &self.config.secret else {
                     return self.refuse(
                         session,
                         RefusalCode::WrongMethod,
-                        "this member admits by key file, not by password",
+                        "this member does not admit by password",
                     );
                 };
                 let context = PasswordContext { binding: &binding, joiner: &joiner, sponsor: &self.me };
@@ -504,15 +547,19 @@ impl Node {
                 let context = PasswordContext { binding: &binding, joiner: &joiner, sponsor: &self.me };
                 match server.finish(&finalization, &context) {
                     Ok(_) => {
+                        self.try_succeeded(session);
                         self.set_phase(session, Phase::Sponsoring(Sponsoring::Proven(JoinMode::Password)));
                         self.send(session, &Message::JoinPasswordOk);
                     }
                     Err(error) => {
-                        self.join.tries.push(self.now);
                         tracing::warn!(%remote, node = %joiner.node_id().short(), "a node tried to join with a wrong password");
                         self.refuse(session, password_code(&error), &error.to_string());
                     }
                 }
+            }
+            (Sponsoring::Offered, Message::TokenAsk { cluster }) => self.on_token_ask(session, &cluster),
+            (Sponsoring::TokenProved, Message::JoinToken { id, secret }) => {
+                self.on_token(session, &id, &secret);
             }
             (Sponsoring::Proven(mode), Message::JoinAsk) => self.admit(session, mode),
             (Sponsoring::Welcomed, Message::Hello(hello)) => {
@@ -544,6 +591,9 @@ impl Node {
     /// it hears of them.
     fn admit(&mut self, session: SessionId, mode: JoinMode) {
         let Some(joiner) = self.sessions.get(&session).map(|entry| entry.peer) else { return };
+        if let Err((code, reason)) = self.still_admits(mode) {
+            return self.refuse(session, code, &reason);
+        }
         self.join.serial += 1;
         let serial = self.stored.generation << 32 | self.join.serial;
         let cluster = match &self.view {
@@ -592,7 +642,7 @@ impl Node {
         self.spread(&delta);
     }
 
-    fn set_phase(&mut self, session: SessionId, phase: Phase) {
+    pub(super) fn set_phase(&mut self, session: SessionId, phase: Phase) {
         if let Some(entry) = self.sessions.get_mut(&session)
             && !matches!(entry.phase, Phase::Closing)
         {

@@ -19,12 +19,15 @@ mod gossip;
 mod ipam;
 mod join;
 mod overlap;
+mod policy;
 mod psk;
 mod removal;
 mod sessions;
 mod status;
 #[cfg(test)]
 mod tests;
+mod tokens;
+mod tries;
 mod vanished;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -35,18 +38,21 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 use mesh_keys::join::JoinKey;
 use mesh_keys::password::{Password, PasswordRecord};
-use mesh_keys::{Identity, IdentityKey, NodeId, SessionSecrets, WgPublic};
+use mesh_keys::{Identity, IdentityKey, JoinToken, JoinWindow, NodeId, SessionSecrets, TokenId, WgPublic};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
 use zeroize::Zeroizing;
 
-use crate::api::{ApiError, AttachRequest, Attachment, AttachmentId, GcReport, GcRequest, Status};
+use crate::api::{
+    ApiError, AttachRequest, Attachment, AttachmentId, GcReport, GcRequest, JoinWindowStatus, NewToken,
+    RemovalPlan, Status, TokenList,
+};
 use crate::host::HostState;
 use crate::leases::Leases;
 use crate::overlap::HostPrefix;
 use crate::state::{self, StateFile, Stored, StoredNode};
 use crate::time::Time;
-use crate::view::View;
+use crate::view::{Delta, View};
 
 pub use vanished::{GONE_FOR, NetnsLook, Remains};
 
@@ -61,6 +67,8 @@ pub struct Config {
     pub ipv4_range: Ipv4Net,
     /// Length of the prefix of a block, if this node founds the cluster.
     pub block_prefix: u8,
+    /// The admin keys of the cluster, if this node founds it; none for a flat one.
+    pub admin_keys: Vec<IdentityKey>,
     /// What lets this node in, and what it asks of others.
     pub secret: JoinSecret,
     /// Where to find members; empty on a node that may found a cluster by itself.
@@ -117,6 +125,10 @@ pub enum JoinSecret {
         /// For admitting.
         record: Box<PasswordRecord>,
     },
+    /// A token: it lets this node in, and nobody else by it.
+    Token(Box<JoinToken>),
+    /// None: it is a member that came by a token.
+    None,
 }
 
 impl std::fmt::Debug for JoinSecret {
@@ -124,6 +136,8 @@ impl std::fmt::Debug for JoinSecret {
         match self {
             Self::Key(_) => f.write_str("JoinSecret::Key(redacted)"),
             Self::Password { .. } => f.write_str("JoinSecret::Password(redacted)"),
+            Self::Token(token) => write!(f, "JoinSecret::Token({})", token.id),
+            Self::None => f.write_str("JoinSecret::None"),
         }
     }
 }
@@ -177,6 +191,12 @@ pub struct Ticket(pub u64);
 pub enum Input {
     /// The time of the last [`Output::Timeout`] has come.
     Tick,
+    /// What the host's clock shows. To be told at the start, every minute or so, and when it was set; before the
+    /// first time nothing that expires is taken to be valid.
+    WallClock {
+        /// Seconds since 1970.
+        unix_seconds: u64,
+    },
     /// The host is different from what it was.
     Host(HostFacts),
     /// The seeds resolve to other addresses.
@@ -279,8 +299,22 @@ pub enum Request {
     Detach(AttachmentId),
     /// `POST /v1/attachments/gc`
     Gc(GcRequest),
-    /// A member is removed for good, by the signature of this node: only where there are no admin keys.
+    /// `POST /v1/removals` without a signature: a member is removed for good, by the signature of this node.
     Remove(NodeId),
+    /// The same and other statements of an authority, with signatures: all of it is taken, or nothing.
+    Declare(Box<Delta>),
+    /// `GET /v1/removals/prepare`: what the removal of a node has to say.
+    PrepareRemoval(String),
+    /// `GET /v1/join-window`
+    JoinWindow,
+    /// `PUT /v1/join-window` without a signature
+    SetJoinWindow(JoinWindow),
+    /// `GET /v1/tokens`
+    Tokens,
+    /// `POST /v1/tokens` without a signature
+    CreateToken(NewToken),
+    /// `POST /v1/tokens/revocations` without a signature
+    RevokeToken(TokenId),
 }
 
 /// The answer to a [`Request`].
@@ -296,6 +330,12 @@ pub enum Response {
     Attachments(Vec<Attachment>),
     /// To a garbage collection.
     Gc(GcReport),
+    /// To a removal that is being prepared.
+    RemovalPlan(Box<RemovalPlan>),
+    /// To a question for the join window.
+    JoinWindow(JoinWindowStatus),
+    /// To a question for the tokens.
+    Tokens(TokenList),
 }
 
 /// What is to be done.
@@ -366,6 +406,8 @@ pub struct Node {
     rng: ChaCha20Rng,
     started: Time,
     now: Time,
+    /// What the host's clock showed, and when.
+    wall_clock: Option<(u64, Time)>,
     /// `None` until the shell has looked; nothing is done to the kernel before.
     host: Option<HostFacts>,
 
@@ -387,6 +429,7 @@ pub struct Node {
     sessions: BTreeMap<SessionId, sessions::Session>,
     dialer: dial::Dialer,
     join: join::Join,
+    tries: tries::Watch,
     pairs: psk::Pairs,
     tunnels: BTreeMap<WgPublic, TunnelFacts>,
     /// What all members know and who is alive, while this node is a member.
@@ -428,13 +471,13 @@ enum Pending {
     /// The cluster this node founded or joined is on disk.
     Member { view: Box<View>, sponsor: Option<SessionId> },
     /// A joiner's admission and first range are on disk.
-    Welcome { session: SessionId, delta: Box<crate::view::Delta> },
+    Welcome { session: SessionId, delta: Box<Delta> },
     /// The generation by which this node speaks up against another start of its identity is on disk.
     Contested,
     /// A range granted to a member, a promise or a reclaim is on disk.
-    Granted { delta: Box<crate::view::Delta> },
-    /// The removal of a member is on disk.
-    Removed { request: RequestId, delta: Box<crate::view::Delta> },
+    Granted { delta: Box<Delta> },
+    /// Statements of an authority, such as the removal of a member, are on disk.
+    Declared { request: RequestId, delta: Box<Delta> },
     /// A lease is on disk.
     Leased { request: RequestId, id: AttachmentId },
     /// An attachment is noted as active on disk.
@@ -466,6 +509,7 @@ impl Node {
             rng,
             started: now,
             now,
+            wall_clock: None,
             host: None,
             was_member: stored.view.is_some(),
             view: stored.view,
@@ -479,6 +523,7 @@ impl Node {
             sessions: BTreeMap::new(),
             dialer: dial::Dialer::default(),
             join: join::Join::default(),
+            tries: tries::Watch::default(),
             pairs: psk::Pairs::restore(stored.keys),
             tunnels: BTreeMap::new(),
             gossip: None,
@@ -519,6 +564,7 @@ impl Node {
         match input {
             Input::Tick => {}
             Input::Datagram { from, bytes } => self.on_datagram(from, &bytes),
+            Input::WallClock { unix_seconds } => self.wall_clock = Some((unix_seconds, self.now)),
             Input::Host(facts) => self.on_host(facts),
             Input::Seeds(seeds) => self.config.seeds = seeds,
             Input::SessionOpened { session, peer, dialled, remote, secrets } => {
@@ -562,6 +608,7 @@ impl Node {
     /// All that is due by itself.
     fn advance(&mut self) {
         self.sweep_sessions();
+        self.advance_tries();
         self.advance_join();
         self.advance_dialer();
         self.advance_gossip();
@@ -650,10 +697,7 @@ impl Node {
             Some(Pending::Welcome { session, delta }) => self.welcome(session, *delta),
             Some(Pending::Contested) => self.contest(),
             Some(Pending::Granted { delta }) => self.spread(&delta),
-            Some(Pending::Removed { request, delta }) => {
-                self.spread(&delta);
-                self.reply(request, Ok(Response::Done));
-            }
+            Some(Pending::Declared { request, delta }) => self.declared(request, &delta),
             Some(Pending::Leased { request, id }) => self.leased(request, &id),
             Some(Pending::Activated { request, id }) => self.activated(request, id),
             Some(Pending::Released { request, leases, gc }) => self.released(request, leases, gc),
@@ -673,11 +717,10 @@ impl Node {
                 self.dirty.insert(StateFile::Group);
                 self.retry_flush_later();
             }
-            Some(Pending::Removed { request, .. }) => {
+            Some(Pending::Declared { request, .. }) => {
                 self.dirty.insert(StateFile::Cluster);
                 self.retry_flush_later();
-                let message =
-                    format!("the removal holds here, but could not be written to disk yet: {error}");
+                let message = format!("it is in force here, but could not be written to disk yet: {error}");
                 self.reply(request, Err(ApiError::new(crate::api::ErrorCode::Internal, message)));
             }
             Some(Pending::Member { sponsor, .. }) => self.join_failed(sponsor, error),

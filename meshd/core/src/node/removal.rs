@@ -25,30 +25,14 @@ impl Node {
 
     /// Signs the removal of a member, if this node may.
     pub(super) fn on_remove(&mut self, request: RequestId, node: NodeId) {
-        let refused = if let Some(doubt) = self.doubt() {
-            Err(doubt.to_owned())
-        } else if self.is_out() {
-            Err(REMOVED.to_owned())
-        } else {
-            match &self.view {
-                Some(view) => view.removal(&node, &self.identity).map_err(|error| error.to_string()),
-                None => Err("this node is in no cluster yet".to_owned()),
-            }
-        };
-        let removal = match refused {
-            Ok(removal) => removal,
-            Err(message) => return self.reply(request, Err(ApiError::new(ErrorCode::Conflict, message))),
-        };
-        let Some(view) = &mut self.view else { return };
-        let merged = view.merge(&Delta { removals: vec![removal], ..Delta::default() });
-        for refused in &merged.refused {
-            tracing::error!(refused, "this node's own removal of a member is refused");
+        let removal = self.signing_speaker().and_then(|view| {
+            view.removal(&node, &self.identity)
+                .map_err(|error| ApiError::new(ErrorCode::Conflict, error.to_string()))
+        });
+        match removal {
+            Ok(removal) => self.on_declare(request, &Delta { removals: vec![removal], ..Delta::default() }),
+            Err(error) => self.reply(request, Err(error)),
         }
-        let delta = Box::new(merged.new);
-        self.persist(&[StateFile::Cluster], Pending::Removed { request, delta: delta.clone() });
-        // Only once it is on disk do others hear of it; here it holds at once.
-        self.heed_removals(&delta);
-        self.settle_addresses();
     }
 
     /// Draws the consequences of new removals: sessions and keys of those who are out are dropped.

@@ -19,6 +19,8 @@ impl Node {
             self.problems.iter().map(|problem| format!("{}: {}", problem.object, problem.text)).collect();
         problems.extend(self.copies_problem());
         problems.extend(self.removal_problems());
+        problems.extend(self.authority_problem());
+        problems.extend(self.tries_problem());
         if let Some(view) = &self.view {
             problems.extend(view.grants().conflicts().iter().map(|conflict| {
                 format!(
@@ -46,6 +48,8 @@ impl Node {
                 ipv4: view.genesis().ipv4_range(),
                 ipv6: view.genesis().ipv6_range(),
                 members: view.records().count(),
+                admin_keys: Some(view.genesis().admin_keys().iter().map(ToString::to_string).collect()),
+                joins_open: Some(self.joins_open().is_ok()),
             }),
             membership: match &self.view {
                 Some(_) => Membership::Member,

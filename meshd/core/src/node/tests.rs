@@ -2,6 +2,7 @@
 //! that keep what was written, kernels that do what is asked.
 
 mod addresses;
+mod authority;
 mod copies;
 mod removal;
 mod scenarios;
@@ -53,6 +54,8 @@ pub(super) struct Host {
 pub(super) enum SimSecret {
     Key(u8),
     Password(&'static str),
+    Token(mesh_keys::JoinToken),
+    None,
 }
 
 #[derive(Clone, Debug)]
@@ -79,6 +82,12 @@ pub(super) struct Sim {
     /// Identifies the boot of the hosts.
     pub(super) boot: &'static str,
     pub(super) cut: BTreeSet<(usize, usize)>,
+    /// Admin keys of a cluster that is founded.
+    pub(super) admin_keys: Vec<IdentityKey>,
+    /// What the hosts' clocks show at the start of the simulation; `None` for a daemon that does not tell.
+    pub(super) unix: Option<u64>,
+    /// Names of hosts that do not have the usual one.
+    pub(super) names: BTreeMap<usize, String>,
 }
 
 pub(super) fn address(host: usize) -> SocketAddr {
@@ -99,6 +108,9 @@ impl Sim {
             range: GenesisFields::default_ipv4_range(),
             boot: "boot",
             cut: BTreeSet::new(),
+            admin_keys: Vec::new(),
+            unix: Some(1_700_000_000),
+            names: BTreeMap::new(),
         }
     }
 
@@ -135,11 +147,17 @@ impl Sim {
                 let record = PasswordRecord::create(&password, &me, &mut self.rng).unwrap();
                 JoinSecret::Password { password, record: Box::new(record) }
             }
+            SimSecret::Token(token) => JoinSecret::Token(Box::new(token.clone())),
+            SimSecret::None => JoinSecret::None,
         };
         let node = self.boot(at, secret, seed);
         let host = &mut self.hosts[at];
         host.disk.insert(StateFile::Node, state::encode_node(&node.stored));
         host.node = Some(node);
+        if let Some(unix) = self.unix {
+            let unix_seconds = unix + self.now.since_origin().as_secs();
+            self.input(at, Input::WallClock { unix_seconds });
+        }
         self.look(at);
     }
 
@@ -168,10 +186,11 @@ impl Sim {
         let mut stored = Stored::decode(&host.disk).unwrap();
         stored.node.generation += 1;
         let config = Config {
-            name: format!("host{at}"),
+            name: self.names.get(&at).cloned().unwrap_or_else(|| format!("host{at}")),
             cluster_name: "sim".into(),
             ipv4_range: self.range,
             block_prefix: 24,
+            admin_keys: self.admin_keys.clone(),
             secret,
             seeds: host
                 .seeds

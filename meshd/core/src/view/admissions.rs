@@ -20,8 +20,8 @@ use std::collections::{BTreeSet, VecDeque};
 
 use mesh_keys::frame::ShortId;
 use mesh_keys::{
-    AdmissionError, BodyId, ClusterId, Genesis, IdentityKey, NodeId, Removal, RemovalError, SignedAdmission,
-    SignedRemoval,
+    AdmissionError, BodyId, ClusterId, Genesis, IdentityKey, JoinMode, NodeId, Removal, RemovalError,
+    SignedAdmission, SignedRemoval,
 };
 
 use super::items::{is_named, lowest};
@@ -315,6 +315,22 @@ impl Admissions {
     /// The identity key of a node that was ever let in, member or not.
     pub fn known_key(&self, node: &NodeId) -> Option<IdentityKey> {
         self.keys.get(node).copied()
+    }
+
+    /// The nodes that were ever let in.
+    pub(super) fn admitted_nodes(&self) -> impl Iterator<Item = &IdentityKey> {
+        self.admitted.keys()
+    }
+
+    /// How a node was let in, each time.
+    pub(super) fn modes_of(&self, node: &IdentityKey) -> impl Iterator<Item = JoinMode> {
+        let statements = self.admitted.of(node).filter_map(|id| self.statements.get(id));
+        statements.filter_map(|statement| Some(statement.signed.decode().ok()?.mode))
+    }
+
+    /// All nodes that were ever let in and were not removed, members or not.
+    pub fn not_removed(&self) -> impl Iterator<Item = (&NodeId, &IdentityKey)> {
+        self.keys.iter().filter(|(_, key)| !self.removed.contains_key(key))
     }
 
     /// All members.

@@ -4,7 +4,7 @@
 //! says of itself goes by the node, and its content by the body. Promises have a name too, but are not among the
 //! [items](View::items): only an heir needs them.
 
-use mesh_keys::{BodyId, NodeId, Signable, Signed, SignedError};
+use mesh_keys::{BodyId, IdentityKey, NodeId, Signable, Signed, SignedError};
 
 use super::{Delta, View};
 use crate::gossip::catalogue::{Content, Kind, Name};
@@ -20,6 +20,14 @@ impl Kind {
     pub const GRANT: Self = Self(4);
     /// What a node says of itself.
     pub const RECORD: Self = Self(5);
+    /// A member's count of tries to join.
+    pub const TRIES: Self = Self(7);
+    /// A token.
+    pub const TOKEN: Self = Self(8);
+    /// A token taken back.
+    pub const REVOCATION: Self = Self(9);
+    /// When nodes may join.
+    pub const POLICY: Self = Self(10);
     /// A member's promises about removed nodes; not spread by gossip.
     pub const PROMISES: Self = Self(6);
 }
@@ -54,10 +62,14 @@ impl View {
             .chain(self.admissions.removal_ids().map(|id| (Kind::REMOVAL, id)))
             .chain(self.grants.reclaim_ids().map(|id| (Kind::RECLAIM, id)))
             .chain(self.grants.ids().map(|id| (Kind::GRANT, id)))
+            .chain(self.tokens.ids().map(|id| (Kind::TOKEN, id)))
+            .chain(self.revocations.ids().map(|id| (Kind::REVOCATION, id)))
             .map(|(kind, id)| (Name::of_statement(kind, id), Content::ONLY));
-        let records = self.records.iter();
-        statements
-            .chain(records.map(|(node, entry)| (Name::of_node(Kind::RECORD, node), Content::of(&entry.id))))
+        let records = self.records.iter().map(|(node, entry)| (Kind::RECORD, *node, entry.id));
+        let said = records
+            .chain(self.tries.ids().map(|(signer, id)| (Kind::TRIES, signer.node_id(), id)))
+            .chain(self.policies.ids().map(|(signer, id)| (Kind::POLICY, signer.node_id(), id)));
+        statements.chain(said.map(|(kind, node, id)| (Name::of_node(kind, &node), Content::of(&id))))
     }
 
     /// The item of that name, as it is passed on; also promises.
@@ -69,9 +81,21 @@ impl View {
             Kind::RECLAIM => bytes(self.grants.reclaim_named(&name.id)),
             Kind::GRANT => bytes(self.grants.grant_named(&name.id)),
             Kind::RECORD => bytes(self.records.get(&node).map(|entry| &entry.signed)),
+            Kind::TRIES => bytes(self.tries.signed(&self.admissions.known_key(&node)?)),
+            Kind::TOKEN => bytes(self.tokens.named(&name.id)),
+            Kind::REVOCATION => bytes(self.revocations.named(&name.id)),
+            Kind::POLICY => bytes(self.policies.signed(&self.signer_named(&node)?)),
             Kind::PROMISES => bytes(self.promises.get(&node).map(|entry| &entry.signed)),
             _ => None,
         }
+    }
+}
+
+impl View {
+    /// Who may have signed a join policy, by its node id.
+    fn signer_named(&self, node: &NodeId) -> Option<IdentityKey> {
+        let admin = self.genesis.admin_keys().iter().find(|key| key.node_id() == *node).copied();
+        admin.or_else(|| self.admissions.known_key(node))
     }
 }
 
@@ -88,6 +112,10 @@ impl Delta {
             Kind::RECLAIM => push(&mut delta.reclaims, bytes),
             Kind::GRANT => push(&mut delta.grants, bytes),
             Kind::RECORD => push(&mut delta.records, bytes),
+            Kind::TRIES => push(&mut delta.tries, bytes),
+            Kind::TOKEN => push(&mut delta.tokens, bytes),
+            Kind::REVOCATION => push(&mut delta.revocations, bytes),
+            Kind::POLICY => push(&mut delta.policies, bytes),
             Kind::PROMISES => push(&mut delta.promises, bytes),
             _ => return None,
         };
@@ -103,10 +131,24 @@ impl Delta {
         self.removals.iter().for_each(|item| add(Kind::REMOVAL, item.id()));
         self.reclaims.iter().for_each(|item| add(Kind::RECLAIM, item.id()));
         self.grants.iter().for_each(|item| add(Kind::GRANT, item.id()));
-        names.extend(self.records.iter().filter_map(|item| {
-            let node = item.decode().ok()?.node.node_id();
-            Some((Name::of_node(Kind::RECORD, &node), Content::of(&item.id())))
-        }));
+        self.tokens.iter().for_each(|item| add(Kind::TOKEN, item.id()));
+        self.revocations.iter().for_each(|item| add(Kind::REVOCATION, item.id()));
+        let said = |kind, node: NodeId, id| (Name::of_node(kind, &node), Content::of(&id));
+        names.extend(
+            self.records
+                .iter()
+                .filter_map(|item| Some(said(Kind::RECORD, item.decode().ok()?.node.node_id(), item.id()))),
+        );
+        names.extend(
+            self.tries
+                .iter()
+                .filter_map(|item| Some(said(Kind::TRIES, item.decode().ok()?.node.node_id(), item.id()))),
+        );
+        names.extend(
+            self.policies
+                .iter()
+                .filter_map(|item| Some(said(Kind::POLICY, item.decode().ok()?.signer.node_id(), item.id()))),
+        );
         names
     }
 }

@@ -6,9 +6,12 @@
 //! * **admissions** and **removals** grow only; who is a member follows from both ([`Admissions`]);
 //! * **grants** and **reclaims** grow only; they make a tree of address ranges rooted in the genesis ([`Ledger`]);
 //! * **records**: of each node the one with the highest (generation, version, body id) ([`NodeRecord`]);
-//! * **promises**: of each node the newest, about addresses of removed nodes ([`Promises`], [`reclaim`]).
+//! * **promises**: of each node the newest, about addresses of removed nodes ([`Promises`], [`reclaim`]);
+//! * **join policies**: of each authority the newest ([`View::join_window`]);
+//! * **tokens** and **revocations** grow only ([`View::redeem`]);
+//! * **tries**: of each node how often joining by password failed there.
 //!
-//! Records and promises of a removed node are dropped: its removal, once there, is there for good.
+//! Records, promises and tries of a removed node are dropped: its removal, once there, is there for good.
 //!
 //! A [`View`] is *closed*: everything in it is justified by other things in it and by the genesis document.
 //! [`View::merge`] keeps it so: what a delta does not justify is left out, and comes again with the next
@@ -19,26 +22,38 @@ mod admissions;
 mod grants;
 mod items;
 mod persistent;
+mod policy;
 mod promises;
 pub mod reclaim;
 mod record;
+mod registers;
+mod tokens;
+mod tries;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use mesh_keys::{BodyId, ClusterId, Genesis, IdentityKey, NodeId, Signed, SignedAdmission, SignedRemoval};
+use mesh_keys::{
+    BodyId, ClusterId, Genesis, IdentityKey, JoinPolicy, NodeId, Revocation, Signed, SignedAdmission,
+    SignedJoinPolicy, SignedRemoval, SignedRevocation, SignedToken, Token, Tries,
+};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::gossip::catalogue::{Kind, Name};
 use grants::Change;
 use persistent::Map;
+use registers::Registers;
 
 pub use admissions::{Admissions, NotAdmitted, NotRemoved};
 pub use grants::{Grant, GrantConflict, InvalidGrant, InvalidReclaim, Ledger, Reclaim};
+pub use policy::NoAuthority;
 pub use promises::{InvalidPromises, Promise, Promises};
 pub use reclaim::{CannotRemove, Frozen, Missing};
 pub use record::{InvalidRecord, LaneInfo, NodeRecord};
+pub use registers::Order;
+pub use tokens::{InvalidToken, TokenRefused};
+pub use tries::InvalidTries;
 
 /// One node's copy of what all members agree on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +63,10 @@ pub struct View {
     grants: Ledger,
     records: Map<NodeId, Entry>,
     promises: Map<NodeId, PromisesEntry>,
+    policies: Registers<JoinPolicy>,
+    tries: Registers<Tries>,
+    tokens: tokens::Set<Token>,
+    revocations: tokens::Set<Revocation>,
     /// What follows: the removed nodes whose era no reclaim has ended.
     pending: BTreeSet<IdentityKey>,
 }
@@ -80,6 +99,14 @@ pub struct Delta {
     pub reclaims: Vec<Signed<Reclaim>>,
     /// In no order.
     pub promises: Vec<Signed<Promises>>,
+    /// In no order.
+    pub tries: Vec<Signed<Tries>>,
+    /// In no order.
+    pub tokens: Vec<SignedToken>,
+    /// In no order.
+    pub revocations: Vec<SignedRevocation>,
+    /// In no order.
+    pub policies: Vec<SignedJoinPolicy>,
 }
 
 /// What merging did.
@@ -116,6 +143,10 @@ impl Delta {
             + self.grants.len()
             + self.records.len()
             + self.promises.len()
+            + self.tries.len()
+            + self.tokens.len()
+            + self.revocations.len()
+            + self.policies.len()
     }
 
     /// Adds the items of `other`, which may rest on those that are there.
@@ -126,6 +157,10 @@ impl Delta {
         self.removals.append(&mut other.removals);
         self.reclaims.append(&mut other.reclaims);
         self.promises.append(&mut other.promises);
+        self.tries.append(&mut other.tries);
+        self.tokens.append(&mut other.tokens);
+        self.revocations.append(&mut other.revocations);
+        self.policies.append(&mut other.policies);
     }
 
     /// Cuts the delta into parts of at most `items` items, in an order that keeps each justified by those
@@ -141,6 +176,10 @@ impl Delta {
             part.grants = take(&mut self.grants, items - part.len());
             part.records = take(&mut self.records, items - part.len());
             part.promises = take(&mut self.promises, items - part.len());
+            part.tries = take(&mut self.tries, items - part.len());
+            part.tokens = take(&mut self.tokens, items - part.len());
+            part.revocations = take(&mut self.revocations, items - part.len());
+            part.policies = take(&mut self.policies, items - part.len());
             parts.push(part);
         }
         parts
@@ -160,6 +199,10 @@ impl View {
             grants: Ledger::new(&genesis),
             records: Map::default(),
             promises: Map::default(),
+            policies: Registers::default(),
+            tries: Registers::default(),
+            tokens: tokens::Set::default(),
+            revocations: tokens::Set::default(),
             pending: BTreeSet::new(),
             genesis: Arc::new(genesis),
         }
@@ -199,6 +242,34 @@ impl View {
                 Err(error) => {
                     merged.refuse("promises", &error, matches!(error, InvalidPromises::NotAdmitted { .. }))
                 }
+            }
+        }
+        for item in &delta.tries {
+            match self.insert_tries(item) {
+                Ok(true) => merged.new.tries.push(item.clone()),
+                Ok(false) => {}
+                Err(error) => merged.refuse("tries", &error, error.is_early()),
+            }
+        }
+        for item in &delta.tokens {
+            match self.insert_token(item) {
+                Ok(true) => merged.new.tokens.push(item.clone()),
+                Ok(false) => {}
+                Err(error) => merged.refuse("token", &error, error.is_early()),
+            }
+        }
+        for item in &delta.revocations {
+            match self.insert_revocation(item) {
+                Ok(true) => merged.new.revocations.push(item.clone()),
+                Ok(false) => {}
+                Err(error) => merged.refuse("revocation", &error, error.is_early()),
+            }
+        }
+        for item in &delta.policies {
+            match self.insert_policy(item) {
+                Ok(true) => merged.new.policies.push(item.clone()),
+                Ok(false) => {}
+                Err(error) => merged.refuse("join policy", &error, error.is_early()),
             }
         }
         merged
@@ -244,11 +315,15 @@ impl View {
         }
     }
 
-    /// Adds a removal. `None` when it was there already; else the name of the record that goes with it, if any.
-    fn remove(&mut self, signed: &SignedRemoval) -> Result<Option<Option<Name>>, NotRemoved> {
+    /// Adds a removal. `None` when it was there already; else the names of what goes with it.
+    fn remove(&mut self, signed: &SignedRemoval) -> Result<Option<Vec<Name>>, NotRemoved> {
         let Some(subject) = self.admissions.remove(signed)? else { return Ok(None) };
         let node = subject.node_id();
-        let gone = self.records.remove(&node).then(|| Name::of_node(Kind::RECORD, &node));
+        let mut gone = Vec::new();
+        let mut drop = |kind, was_there: bool| gone.extend(was_there.then(|| Name::of_node(kind, &node)));
+        drop(Kind::RECORD, self.records.remove(&node));
+        drop(Kind::TRIES, self.tries.forget(&subject));
+        drop(Kind::POLICY, self.genesis.is_flat() && self.policies.forget(&subject));
         self.promises.remove(&node);
         if !self.grants.is_reclaimed(&subject) {
             self.pending.insert(subject);
@@ -370,6 +445,10 @@ impl View {
             removals: self.admissions.removals().cloned().collect(),
             reclaims: self.grants.reclaims_in_order(),
             promises: self.promises.values().map(|entry| entry.signed.clone()).collect(),
+            tries: self.tries.in_order(),
+            tokens: self.tokens.in_order(),
+            revocations: self.revocations.in_order(),
+            policies: self.policies.in_order(),
         }
     }
 

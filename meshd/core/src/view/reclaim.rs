@@ -85,22 +85,36 @@ impl View {
     /// # Errors
     /// [`CannotRemove`].
     pub fn removal(&self, subject: &NodeId, signer: &Identity) -> Result<SignedRemoval, CannotRemove> {
+        let by = signer.public();
+        let admins = self.genesis().admin_keys();
+        if !admins.is_empty() && !admins.contains(&by) {
+            return Err(CannotRemove::NotAdmin);
+        }
+        let (subject, heir, keep) = self.prepare_removal(subject, &by)?;
+        Ok(SignedRemoval::issue(self.cluster(), subject, heir, keep, signer)?)
+    }
+
+    /// What a removal of `subject` has to say so that all others stay in: subject, heir and whom it keeps. The heir
+    /// is `preferred` or, if that is no (other) member, the member with the lowest id.
+    ///
+    /// # Errors
+    /// [`CannotRemove::NoMember`] or [`CannotRemove::LastMember`].
+    pub fn prepare_removal(
+        &self,
+        subject: &NodeId,
+        preferred: &IdentityKey,
+    ) -> Result<(IdentityKey, IdentityKey, Vec<NodeId>), CannotRemove> {
         let members = self.admissions();
         // Also a node that is out because of its sponsor: its addresses come back by its own removal only.
         let key = members
             .known_key(subject)
             .filter(|key| !members.is_removed(key))
             .ok_or(CannotRemove::NoMember(*subject))?;
-        let by = signer.public();
-        let admins = self.genesis().admin_keys();
-        if !admins.is_empty() && !admins.contains(&by) {
-            return Err(CannotRemove::NotAdmin);
-        }
-        let heir = Some(by)
+        let heir = Some(*preferred)
             .filter(|by| *by != key && members.contains(by))
             .or_else(|| members.members().map(|(_, other)| *other).find(|other| *other != key))
             .ok_or(CannotRemove::LastMember)?;
-        Ok(SignedRemoval::issue(self.cluster(), key, heir, members.dependants(&key), signer)?)
+        Ok((key, heir, members.dependants(&key)))
     }
 
     /// The promises that `identity` has to make now; `None` when all are made, or it is no member.

@@ -1,11 +1,13 @@
 //! The laws of merging, on views made of random statements by a handful of nodes, some of which lie.
 
 mod items;
+mod policy;
 mod removal;
+mod tokens;
 
 use std::net::Ipv4Addr;
 
-use mesh_keys::{GenesisFields, Identity, JoinMode, JoinModes, WgSecret};
+use mesh_keys::{GenesisFields, Identity, JoinMode, JoinModes, JoinToken, JoinWindow, WgSecret};
 use proptest::prelude::*;
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
@@ -83,11 +85,63 @@ enum Act {
         removed: usize,
         kept: u8,
     },
+    /// By the admin in anchored mode.
+    Window {
+        signer: usize,
+        window: JoinWindow,
+    },
+    /// A join policy that anyone signs, with any serial.
+    Dictate {
+        signer: usize,
+        serial: u64,
+        window: JoinWindow,
+    },
+    /// By the admin in anchored mode. Its secret follows from its number.
+    Token {
+        signer: usize,
+        number: u8,
+        uses: u32,
+    },
+    Revoke {
+        signer: usize,
+        number: u8,
+    },
+    AdmitByToken {
+        sponsor: usize,
+        subject: usize,
+        number: u8,
+    },
+    Fail {
+        node: usize,
+        window: u64,
+        total: u64,
+    },
 }
 
 fn act() -> impl Strategy<Value = Act> {
     let node = 0..NODES;
+    let window = || {
+        prop_oneof![Just(JoinWindow::Open), Just(JoinWindow::Closed), (0..9u64).prop_map(JoinWindow::Until)]
+    };
     prop_oneof![
+        (node.clone(), window()).prop_map(|(signer, window)| Act::Window { signer, window }),
+        (node.clone(), 0..4u64, window()).prop_map(|(signer, serial, window)| Act::Dictate {
+            signer,
+            serial,
+            window
+        }),
+        (node.clone(), 0..3u8, 0..3u32).prop_map(|(signer, number, uses)| Act::Token {
+            signer,
+            number,
+            uses
+        }),
+        (node.clone(), 0..3u8).prop_map(|(signer, number)| Act::Revoke { signer, number }),
+        (node.clone(), node.clone(), 0..3u8).prop_map(|(sponsor, subject, number)| Act::AdmitByToken {
+            sponsor,
+            subject,
+            number
+        }),
+        (node.clone(), 0..3u64, 0..9u64).prop_map(|(node, window, total)| Act::Fail { node, window, total }),
         (node.clone(), node.clone()).prop_map(|(sponsor, subject)| Act::Admit { sponsor, subject }),
         (node.clone(), node.clone(), 1..600u32).prop_map(|(from, to, blocks)| Act::Grant {
             from,
@@ -182,6 +236,39 @@ fn perform(view: &mut View, nodes: &[Identity], act: &Act) {
             let (subject, heir) = (nodes[*subject].public(), nodes[*heir].public());
             delta.removals.extend(SignedRemoval::issue(view.cluster(), subject, heir, keep, &nodes[*signer]));
         }
+        Act::Window { signer, window } => {
+            let admin = admin();
+            let signer = if view.genesis().is_flat() { &nodes[*signer] } else { &admin };
+            delta.policies.extend(view.issue_policy(*window, signer));
+        }
+        Act::Dictate { signer, serial, window } => {
+            let policy = SignedJoinPolicy::issue(view.cluster(), *serial, *window, &nodes[*signer]);
+            delta.policies.extend(policy);
+        }
+        Act::Token { signer, number, uses } => {
+            let admin = admin();
+            let signer = if view.genesis().is_flat() { &nodes[*signer] } else { &admin };
+            let (id, hash) = (token(view, *number).id, token(view, *number).hash());
+            let (cluster, expires) = (view.cluster(), 100);
+            let token = Token { cluster, id, hash, expires, uses: *uses, signer: signer.public() };
+            delta.tokens.push(Signed::sign(&token, signer).unwrap());
+        }
+        Act::Revoke { signer, number } => {
+            let admin = admin();
+            let signer = if view.genesis().is_flat() { &nodes[*signer] } else { &admin };
+            let id = token(view, *number).id;
+            delta.revocations.extend(SignedRevocation::issue(view.cluster(), id, signer));
+        }
+        Act::AdmitByToken { sponsor, subject, number } => {
+            let mode = JoinMode::Token(token(view, *number).id);
+            let (subject, sponsor) = (nodes[*subject].public(), &nodes[*sponsor]);
+            delta.admissions.extend(SignedAdmission::issue(view.cluster(), subject, sponsor, mode, 0));
+        }
+        Act::Fail { node, window, total } => {
+            let (cluster, signer) = (view.cluster(), &nodes[*node]);
+            let tries = Tries { cluster, node: signer.public(), window: *window, count: 1, total: *total };
+            delta.tries.push(Signed::sign(&tries, signer).unwrap());
+        }
         Act::Promise { node } => delta.promises.extend(view.promise(&nodes[*node])),
         Act::Reclaim { node } => delta.reclaims.extend(view.reclaim(&nodes[*node])),
         Act::Seize { node, removed, kept } => {
@@ -196,6 +283,11 @@ fn perform(view: &mut View, nodes: &[Identity], act: &Act) {
         }
     }
     view.merge(&delta);
+}
+
+/// What the holder of a token has.
+fn token(view: &View, number: u8) -> JoinToken {
+    JoinToken::generate(&view.cluster(), &mut ChaCha20Rng::seed_from_u64(number.into()))
 }
 
 /// The items whose place is a bit of `bits`.
@@ -220,7 +312,15 @@ fn conclusions(view: &View) -> impl PartialEq + std::fmt::Debug + use<> {
     let members: Vec<NodeId> = view.admissions().members().map(|(id, _)| *id).collect();
     let usable: Vec<RangeSet> = nodes.iter().map(|node| view.usable(&node.public())).collect();
     let due: Vec<_> = nodes.iter().map(|node| (view.promise(node), view.reclaim(node))).collect();
-    (members, view.grants().owners(), view.frozen(), usable, due)
+    let tokens: Vec<_> = (0..3).map(|number| redeemed(view, number, Some(50))).collect();
+    let authority = (view.join_policy().copied(), tokens);
+    (members, view.grants().owners(), view.frozen(), usable, due, authority)
+}
+
+/// Whether the token of that number lets somebody in.
+fn redeemed(view: &View, number: u8, now: Option<u64>) -> Result<(), TokenRefused> {
+    let token = token(view, number);
+    view.redeem(&token.id, &token.secret, now).map(drop)
 }
 
 fn joined(a: &View, b: &View) -> View {
