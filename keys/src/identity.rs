@@ -13,6 +13,7 @@
 
 use crate::armor::{self, ArmorError};
 use crate::hexbytes::fixed_bytes;
+use crate::memo;
 use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
 use rand_core::{CryptoRng, RngCore};
 use sha2::{Digest as _, Sha256};
@@ -78,6 +79,7 @@ impl Identity {
     /// Signs `message` for the purpose named by `domain`; it verifies under the same domain only.
     #[must_use]
     pub fn sign(&self, domain: &str, message: &[u8]) -> Signature {
+        memo::note_signed(|| self.public(), domain, message);
         Signature(self.key.sign(&signed_bytes(domain, message)).to_bytes())
     }
 
@@ -113,9 +115,11 @@ impl IdentityKey {
     /// # Errors
     /// [`BadSignature`], without saying which of the three does not fit.
     pub fn verify(&self, domain: &str, message: &[u8], signature: &Signature) -> Result<(), BadSignature> {
-        let key = VerifyingKey::from_bytes(&self.0).map_err(|_| BadSignature)?;
-        let signature = ed25519_dalek::Signature::from_bytes(&signature.0);
-        key.verify_strict(&signed_bytes(domain, message), &signature).map_err(|_| BadSignature)
+        memo::checked(self, domain, message, signature, || {
+            let key = VerifyingKey::from_bytes(&self.0).map_err(|_| BadSignature)?;
+            let signature = ed25519_dalek::Signature::from_bytes(&signature.0);
+            key.verify_strict(&signed_bytes(domain, message), &signature).map_err(|_| BadSignature)
+        })
     }
 
     /// Whether the bytes are a key that can verify anything: on the curve and not of small order.

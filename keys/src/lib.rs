@@ -21,6 +21,7 @@
 //! | [`frame`] | the sealed gossip datagram |
 //! | [`secret`] | 32 secret bytes |
 //! | [`armor`] | one line of text for a key in a file |
+//! | [`memo`] | for simulators: the signatures made and found right in a thread |
 //!
 //! ## Signatures and hashes are separated by purpose
 //!
@@ -43,6 +44,7 @@ pub mod frame;
 mod hexbytes;
 pub mod identity;
 pub mod join;
+pub mod memo;
 pub mod password;
 pub mod policy;
 pub mod removal;

@@ -130,6 +130,7 @@ pub async fn run(config: Config) -> Result<()> {
         seeds: resolve(&config).await,
         advertise: config.advertise.clone(),
         control_port: config.port,
+        max_calls: node::MAX_CALLS,
         lanes: vec![lane],
         mtu: config.mtu,
         software: env!("CARGO_PKG_VERSION").to_owned(),

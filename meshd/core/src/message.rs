@@ -109,7 +109,7 @@ pub enum Message {
         /// To be merged.
         delta: Delta,
     },
-    /// The newest that the sender knows of the receiver itself. First words of a session between members.
+    /// Which record of the receiver is the newest that the sender knows. First words of a session between members.
     YourRecord {
         /// Its generation.
         generation: u64,

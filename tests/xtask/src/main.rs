@@ -3,10 +3,11 @@
 //! | verb | what it does | needs root |
 //! |---|---|---|
 //! | `demo` | builds everything and shows a three-host mesh on this machine | yes |
-//! | `test [SUITE]` | all tests, or one suite (`unit`, `netns`, `lab`, `cni`, `fuzz`), then a leak check | not for `unit` and `fuzz` |
+//! | `test [SUITE]` | all tests, or one suite (`unit`, `netns`, `lab`, `cni`, `fuzz`, `sim`), then a leak check | not for `unit`, `fuzz` and `sim` |
 //! | `lint` | format, clippy, documentation, dependency rules, purity rules | no |
 //! | `bench SUITE` | measurements, with everything compared in the same run | yes |
 //! | `fuzz [TARGET]` | coverage-guided fuzzing of the parsers | no |
+//! | `sim` | simulated clusters: figures, or chaos with a reference model | no |
 //!
 //! Exit codes: 0 when all went well, 1 when a step failed, 2 when the command line is wrong.
 
@@ -30,6 +31,7 @@ mod packages;
 mod peers;
 mod purity;
 mod rust_source;
+mod sim;
 mod suites;
 mod workspace;
 
@@ -63,6 +65,8 @@ enum Verb {
     Bench(bench::Arguments),
     /// Fuzz a parser (or all of them in turn), guided by coverage
     Fuzz(fuzz::Arguments),
+    /// Simulate whole nodes under a virtual clock: figures, or chaos with a reference model
+    Sim(sim::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -73,6 +77,7 @@ fn main() -> ExitCode {
         Verb::Lint(arguments) => lint::run_checks(&workspace, &arguments),
         Verb::Bench(arguments) => bench::run_suite(&workspace, &arguments),
         Verb::Fuzz(arguments) => fuzz::run_targets(&workspace, &arguments),
+        Verb::Sim(arguments) => sim::run_simulator(&workspace, &arguments),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -12,7 +12,7 @@ use crate::workspace::{Member, Workspace};
 const UNSAFE_CRATES: &[&str] = &["mesh-sys", "mesh-engine"];
 
 /// The crates without I/O, and what their dependency trees must not hold.
-const PURE_CRATES: &[&str] = &["mesh-keys", "mesh-core"];
+const PURE_CRATES: &[&str] = &["mesh-keys", "mesh-core", "mesh-sim"];
 const IMPURE_DEPENDENCIES: &[&str] = &[
     "async-std",
     "boringtun",
@@ -36,6 +36,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("mesh-lab", &["mesh-sys"]),
     ("mesh-cni", &["mesh-core", "mesh-sys"]),
     ("meshd", &["mesh-core", "mesh-keys", "mesh-lab", "mesh-sys"]),
+    ("mesh-sim", &["mesh-core", "mesh-keys"]),
     ("xtask", &[]),
 ];
 

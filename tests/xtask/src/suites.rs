@@ -3,7 +3,8 @@
 //! A suite is told by where its tests are. Tests inside of the crates, and the integration tests of the crates
 //! without I/O, are the suite `unit` and run as any user; of `mesh-sys`, those not called `netns…`. Every other integration test builds networks and needs
 //! root: those of `mesh-lab`, and files `lab…` of `mesh-tests`, are the suite `lab`; those of `mesh-cni`, and files
-//! `cni…` of `mesh-tests`, the suite `cni`; the rest is `netns`. The crate `mesh-fuzz` is the suite `fuzz`.
+//! `cni…` of `mesh-tests`, the suite `cni`; the rest is `netns`. The crate `mesh-fuzz` is the suite `fuzz`, and the integration
+//! tests of `mesh-sim` are the suite `sim`.
 
 use std::time::Instant;
 
@@ -42,6 +43,8 @@ pub(crate) enum Suite {
     Cni,
     /// Replay of the fuzzing corpus and a bounded number of mutations
     Fuzz,
+    /// Chaos among simulated nodes
+    Sim,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -57,6 +60,7 @@ impl Suite {
     pub(crate) fn of(package: &str, kind: &str, binary: &str) -> Self {
         match (package, kind) {
             ("mesh-fuzz", _) => Self::Fuzz,
+            ("mesh-sim", "test") => Self::Sim,
             ("mesh-keys" | "mesh-core" | "xtask", "test") => Self::Unit,
             ("mesh-sys", "test") if !binary.starts_with("netns") => Self::Unit,
             ("mesh-lab", "test") => Self::Lab,
@@ -76,7 +80,7 @@ impl Suite {
     /// Whether the tests build networks.
     pub(crate) fn needs_root(self) -> bool {
         match self {
-            Self::Unit | Self::Fuzz => false,
+            Self::Unit | Self::Fuzz | Self::Sim => false,
             Self::All | Self::Netns | Self::Lab | Self::Cni => true,
         }
     }
@@ -85,6 +89,7 @@ impl Suite {
     pub(crate) fn selection(self) -> &'static [&'static str] {
         match self {
             Self::Fuzz => &["--package", "mesh-fuzz"],
+            Self::Sim => &["--package", "mesh-sim"],
             Self::All | Self::Unit | Self::Netns | Self::Lab | Self::Cni => &["--workspace"],
         }
     }
@@ -101,13 +106,14 @@ impl Suite {
             Self::All => Ok("all()".to_owned()),
             Self::Fuzz => Ok("package(mesh-fuzz)".to_owned()),
             Self::Unit => {
-                let others: Vec<String> =
-                    members.flat_map(|member| names(member, |_, of| of.needs_root())).collect();
+                let others: Vec<String> = members
+                    .flat_map(|member| names(member, |_, of| of != Self::Unit && of != Self::Fuzz))
+                    .collect();
                 let mut filter = "not package(mesh-fuzz)".to_owned();
                 others.iter().for_each(|other| filter.push_str(&format!(" and not {other}")));
                 Ok(filter)
             }
-            Self::Netns | Self::Lab | Self::Cni => {
+            Self::Netns | Self::Lab | Self::Cni | Self::Sim => {
                 let ours: Vec<String> =
                     members.flat_map(|member| names(member, |suite, of| suite == of)).collect();
                 if ours.is_empty() {
@@ -209,6 +215,8 @@ mod tests {
             ("mesh-tests", "test", "cni_podman", Suite::Cni),
             ("mesh-cni", "test", "verbs", Suite::Cni),
             ("mesh-fuzz", "test", "replay", Suite::Fuzz),
+            ("mesh-sim", "lib", "mesh_sim", Suite::Unit),
+            ("mesh-sim", "test", "chaos", Suite::Sim),
         ] {
             assert_eq!(Suite::of(package, kind, file), suite, "{package} {kind} {file}");
         }
@@ -228,6 +236,7 @@ mod tests {
             member("mesh-sys", vec![target("lib", "mesh_sys"), target("test", "netns_nft")]),
             member("mesh-keys", vec![target("test", "laws")]),
             member("mesh-cni", vec![target("test", "attach"), target("test", "conflist")]),
+            member("mesh-sim", vec![target("lib", "mesh_sim"), target("test", "chaos")]),
         ];
         let filter = |suite: Suite| suite.filter(members.iter()).map_err(|error| error.to_string());
         assert_eq!(filter(Suite::Netns), Ok("binary_id(=mesh-sys::netns_nft)".into()));
@@ -238,9 +247,11 @@ mod tests {
         assert_eq!(
             filter(Suite::Unit),
             Ok("not package(mesh-fuzz) and not binary_id(=mesh-sys::netns_nft) and not \
-                binary_id(=mesh-cni::attach) and not binary_id(=mesh-cni::conflist)"
+                binary_id(=mesh-cni::attach) and not binary_id(=mesh-cni::conflist) and not \
+                binary_id(=mesh-sim::chaos)"
                 .into())
         );
+        assert_eq!(filter(Suite::Sim), Ok("binary_id(=mesh-sim::chaos)".into()));
         assert_eq!(filter(Suite::Lab), Err("there are no tests in the suite Lab".into()));
     }
 

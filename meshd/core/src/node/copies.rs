@@ -5,8 +5,8 @@
 //! disk can say that. A start of which that is not known (the host was rebooted; or the disk was copied, or put back)
 //! waits until a member has confirmed that its record is the newest:
 //!
-//! * before, there are no devices on this host, unless they are there already: a copy has the addresses and the keys of
-//!   what it is a copy of;
+//! * before, there are no devices on this host, unless they are there already, and it agrees on no keys: a copy has the
+//!   addresses and the tunnel key of what it is a copy of;
 //! * until [`PROBATION`] after that it leases, grants and admits nothing: whoever has its identity and runs already
 //!   hears of it in that time.
 //!
@@ -19,11 +19,13 @@
 
 use std::time::Duration;
 
-use super::{Node, Pending};
+use mesh_keys::NodeId;
+
+use super::{Node, Pending, SessionId};
 use crate::message::Message;
 use crate::state::StateFile;
 use crate::time::Time;
-use crate::view::NodeRecord;
+use crate::view::Delta;
 
 /// Time for news of this start to reach everybody, and for the answer to come back.
 pub(super) const PROBATION: Duration = Duration::from_secs(10);
@@ -47,12 +49,22 @@ pub(super) struct Standing {
     confirmed: Option<Time>,
     /// It has spoken up against another start.
     pub(super) contested: bool,
+    /// That has still to be written to disk, and then said.
+    unsaid: bool,
     outdated: bool,
 }
 
 impl Standing {
     pub(super) fn new(start: u64, continued: bool) -> Self {
-        Self { start, continued, was_here: false, confirmed: None, contested: false, outdated: false }
+        Self {
+            start,
+            continued,
+            was_here: false,
+            confirmed: None,
+            contested: false,
+            unsaid: false,
+            outdated: false,
+        }
     }
 }
 
@@ -104,19 +116,23 @@ impl Node {
         (!self.standing.continued && due > self.now).then_some(due)
     }
 
-    /// What this node knows of a member: tells it whether it is the only one with its identity.
-    pub(super) fn what_we_know_of(&self, record: &NodeRecord) -> Message {
-        Message::YourRecord { generation: record.generation, start: record.start }
+    /// Tells a member what is known of it here, so that it learns whether it is the only one with its identity.
+    pub(super) fn tell_what_is_known(&mut self, session: SessionId, peer: &NodeId) {
+        let known = self.view.as_ref().and_then(|view| view.record(peer).zip(view.signed_record(peer)));
+        let Some((record, signed)) = known else { return };
+        let (generation, start) = (record.generation, record.start);
+        let delta = Delta { records: vec![signed.clone()], ..Delta::default() };
+        // A bare word could be a lie: what speaks against the member is its own signature.
+        self.send(session, &Message::Push { delta });
+        self.send(session, &Message::YourRecord { generation, start });
     }
 
     pub(super) fn on_your_record(&mut self, generation: u64, start: u64) {
-        if (generation, start) == (self.stored.generation, self.standing.start) {
-            if self.standing.confirmed.is_none() {
-                self.standing.confirmed = Some(self.now);
-                self.stale = true;
-            }
-        } else if generation >= self.stored.generation {
-            self.on_copied(generation, false);
+        let ours = (generation, start) == (self.stored.generation, self.standing.start);
+        if ours && self.standing.confirmed.is_none() {
+            self.standing.confirmed = Some(self.now);
+            self.stale = true;
+            self.settle_pairs();
         }
     }
 
@@ -137,8 +153,10 @@ impl Node {
                     "another host was started with a copy of this node's disk; this node speaks up against it"
                 );
                 standing.contested = true;
+                standing.unsaid = true;
                 self.stored.generation = next;
-                self.persist(&[StateFile::Node], Pending::Contested);
+                self.dirty.insert(StateFile::Node);
+                self.say_contest();
             }
             None => {
                 tracing::error!(theirs = generation, ours = self.stored.generation, "{OUTDATED}");
@@ -146,6 +164,18 @@ impl Node {
                 self.stale = true;
             }
         }
+    }
+
+    /// Speaks up against another start: as soon as the higher generation is on disk.
+    pub(super) fn say_contest(&mut self) {
+        if std::mem::take(&mut self.standing.unsaid) {
+            self.persist(&[StateFile::Node], Pending::Contested);
+        }
+    }
+
+    /// The higher generation could not be written.
+    pub(super) fn contest_later(&mut self) {
+        self.standing.unsaid = true;
     }
 
     /// The higher generation is on disk.

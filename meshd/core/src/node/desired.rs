@@ -13,6 +13,7 @@ use crate::api::{AttachmentState, BRIDGE};
 use crate::host::{Bridge, Guard, HostState, Lane, LanePeer, Port, PortGuard, Route};
 use crate::leases::ipv6_for;
 use crate::ranges::RangeSet;
+use crate::state::StateFile;
 use crate::view::{NodeRecord, View};
 
 /// What WireGuard adds to a packet over IPv6: 40 IPv6, 8 UDP, 16 header, 16 tag (WireGuard paper, section 5.4.6).
@@ -26,7 +27,7 @@ const MIN_MTU: u32 = 1280;
 
 /// Older handshakes mean that the tunnel does not work: WireGuard renews them every 120 s, and ends sessions at
 /// 180 s (WireGuard paper, section 6.1).
-const HANDSHAKE_STALE: Duration = Duration::from_secs(190);
+pub(super) const HANDSHAKE_STALE: Duration = Duration::from_secs(190);
 
 impl Node {
     /// MTU of lanes and pods.
@@ -53,6 +54,9 @@ impl Node {
         if self.revision > 0 && *self.desired == desired {
             self.stale = false;
             return self.revision;
+        }
+        if self.dirty_later.take().is_some() {
+            self.dirty.insert(StateFile::Cluster);
         }
         // A disk that fails holds nothing up: its next try is further away.
         let pause = self.next_flush.since(self.now);

@@ -33,8 +33,8 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 /// Pause between calls to members that gossip does not reach.
 const UNREACHABLE_PAUSE: Duration = Duration::from_secs(5);
 
-/// Calls to members under way at a time.
-const MAX_CALLS: usize = 16;
+/// Calls to members under way at a time, unless configured.
+pub const MAX_CALLS: usize = 16;
 
 /// Messages that may wait for one member, and members they may wait for.
 const MAX_WAITING: usize = 16;
@@ -273,7 +273,7 @@ impl Node {
 
     /// Whether another member may be called now.
     pub(super) fn may_call(&self) -> bool {
-        self.dialer.in_flight.values().flatten().count() < MAX_CALLS
+        self.dialer.in_flight.values().flatten().count() < self.config.max_calls
     }
 
     /// Calls a member at the next of its addresses. Returns the pause before it should be called again.

@@ -8,7 +8,8 @@ use std::time::Duration;
 use mesh_keys::{Identity, NodeId, Signed, WgPublic};
 use rand_core::RngCore as _;
 
-use super::{Node, SessionId, TunnelFacts};
+use super::desired::HANDSHAKE_STALE;
+use super::{MAX_LATER, Node, SessionId, TunnelFacts};
 use crate::gossip::catalogue::{Kind, Name};
 use crate::gossip::liveness::{Life, Statement};
 use crate::gossip::wire::{Part, Writer};
@@ -244,14 +245,22 @@ impl Node {
 
     /// The view has grown by `new`, and has lost `gone` by it.
     pub(super) fn learned(&mut self, new: &Delta, gone: &[Name]) {
+        if !new.is_empty() {
+            self.take_news(new);
+        }
+        // Last: something may have come and gone at once.
         if let Some(gossip) = &mut self.gossip {
             gone.iter().for_each(|name| gossip.remove(*name));
         }
-        if new.is_empty() {
-            return;
-        }
+    }
+
+    fn take_news(&mut self, new: &Delta) {
         self.stale = true;
-        self.dirty.insert(StateFile::Cluster);
+        if new.records.len() < new.len() {
+            self.dirty.insert(StateFile::Cluster);
+        } else {
+            self.dirty_later.get_or_insert(self.now + MAX_LATER);
+        }
         self.spread(new);
         for record in new.records.iter().filter_map(|signed| signed.decode().ok()) {
             if record.node == self.me {
@@ -282,6 +291,7 @@ impl Node {
     pub(super) fn on_tunnels(&mut self, tunnels: BTreeMap<WgPublic, TunnelFacts>) {
         let before = std::mem::replace(&mut self.tunnels, tunnels);
         let (Some(view), Some(gossip)) = (&self.view, &mut self.gossip) else { return };
+        let mut broken = Vec::new();
         let received = |tunnels: &BTreeMap<WgPublic, TunnelFacts>, lane: &LaneInfo| {
             tunnels.get(&lane.key).map(|facts| facts.rx_bytes)
         };
@@ -292,13 +302,33 @@ impl Node {
             }) {
                 gossip.heard(id, self.now);
             }
+            let fails = |lane: &LaneInfo| {
+                let (before, now) = (before.get(&lane.key), self.tunnels.get(&lane.key));
+                before.zip(now).is_some_and(|(before, now)| {
+                    now.tx_bytes > before.tx_bytes
+                        && now.handshake_age.is_none_or(|age| age > HANDSHAKE_STALE)
+                })
+            };
+            if record.lanes.iter().any(fails) {
+                broken.push(*id);
+            }
+        }
+        for id in broken {
+            self.pair_fails(id);
         }
     }
 
     /// Others hold a record of this node that it does not know of.
     fn on_own_record(&mut self, record: &NodeRecord) {
-        if record.start != self.standing.start && record.generation >= self.stored.generation {
+        if record.generation < self.stored.generation {
+            return;
+        }
+        if record.start != self.standing.start {
             self.on_copied(record.generation, record.contested);
+        } else if record.version > self.version {
+            // Somebody who has the key of this node says something else in its name.
+            self.version = record.version;
+            self.refresh_record();
         }
     }
 

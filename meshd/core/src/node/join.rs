@@ -608,7 +608,8 @@ impl Node {
         delta.grants.extend(self.first_range(&joiner));
         let Some(view) = &mut self.view else { return };
         let merged = view.merge(&delta);
-        if !view.admissions().contains(&joiner) {
+        let delta = merged.new;
+        if delta.admissions.is_empty() || !view.admissions().contains(&joiner) {
             let why = merged.refused.into_iter().next().unwrap_or_default();
             return self.refuse(session, RefusalCode::Busy, &format!("it cannot be admitted: {why}"));
         }

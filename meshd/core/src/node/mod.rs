@@ -54,6 +54,7 @@ use crate::state::{self, StateFile, Stored, StoredNode};
 use crate::time::Time;
 use crate::view::{Delta, View};
 
+pub use dial::MAX_CALLS;
 pub use vanished::{GONE_FOR, NetnsLook, Remains};
 
 /// What the operator decided.
@@ -77,6 +78,8 @@ pub struct Config {
     pub advertise: Vec<IpAddr>,
     /// Port for control sessions (TCP) and gossip (UDP).
     pub control_port: u16,
+    /// Calls to members under way at a time, seeds apart; 0: none are called.
+    pub max_calls: usize,
     /// The tunnel devices: number, name, UDP port and public key.
     pub lanes: Vec<LaneConfig>,
     /// MTU inside the tunnels in bytes; derived from the underlay when absent.
@@ -448,6 +451,10 @@ pub struct Node {
     tickets: u64,
     /// What has changed since it was last written.
     dirty: BTreeSet<StateFile>,
+    /// When what others say of themselves is written, if nothing else is: it could be had from them again.
+    dirty_later: Option<Time>,
+    /// What could not be written yet, and so was not said.
+    unsaid: Delta,
     flushed: Time,
     next_flush: Time,
     desired: Arc<HostState>,
@@ -537,6 +544,8 @@ impl Node {
             tickets: 0,
             // How long the addresses of the last boot have to rest is known from now on.
             dirty: if other_boot { BTreeSet::from([StateFile::Leases]) } else { BTreeSet::new() },
+            dirty_later: None,
+            unsaid: Delta::default(),
             flushed: now,
             next_flush: now,
             desired: Arc::new(HostState::default()),
@@ -605,6 +614,17 @@ impl Node {
         self.view.as_ref()
     }
 
+    /// One value that nodes have in common that know the same, lives of members included; absent before it is in a
+    /// cluster.
+    pub fn gossip_fingerprint(&self) -> Option<crate::gossip::catalogue::Sum> {
+        self.gossip.as_ref().map(crate::gossip::Gossip::fingerprint)
+    }
+
+    /// Whether gossip thinks that a member can be reached; `false` for those that are none.
+    pub fn is_reachable(&self, id: &NodeId) -> bool {
+        self.gossip.as_ref().is_some_and(|gossip| gossip.is_reachable(id))
+    }
+
     /// All that is due by itself.
     fn advance(&mut self) {
         self.sweep_sessions();
@@ -670,16 +690,34 @@ impl Node {
 
     /// Writes what has changed, several changes at once.
     fn flush(&mut self) {
+        if self.dirty_later.is_some_and(|at| at <= self.now) {
+            self.dirty.insert(StateFile::Cluster);
+        }
+        if self.dirty.contains(&StateFile::Cluster) {
+            self.dirty_later = None;
+        }
         if !self.dirty.is_empty() && self.now >= self.next_flush {
+            self.say_contest();
             self.flushed = self.now;
             self.next_flush = self.now + MAX_FLUSH_PAUSE;
             let files: Vec<_> = self.dirty.iter().copied().collect();
-            self.persist(&files, Pending::Nothing);
+            let unsaid = if self.dirty.contains(&StateFile::Cluster) {
+                std::mem::take(&mut self.unsaid)
+            } else {
+                Delta::default()
+            };
+            let then = if unsaid.is_empty() {
+                Pending::Nothing
+            } else {
+                Pending::Granted { delta: Box::new(unsaid) }
+            };
+            self.persist(&files, then);
         }
     }
 
     fn flush_deadline(&self) -> Option<Time> {
-        (!self.dirty.is_empty()).then_some(self.next_flush)
+        let soon = (!self.dirty.is_empty()).then_some(self.next_flush);
+        soon.into_iter().chain(self.dirty_later).min()
     }
 
     fn retry_flush_later(&mut self) {
@@ -706,7 +744,18 @@ impl Node {
 
     fn on_persist_failed(&mut self, ticket: Ticket, error: &str) {
         tracing::error!(error, "state could not be written; what depended on it is not done");
-        match self.pending.remove(&ticket) {
+        let pending = self.pending.remove(&ticket);
+        // What others are to hear of is said once it is on disk after all.
+        if let Some(
+            Pending::Granted { delta } | Pending::Declared { delta, .. } | Pending::Welcome { delta, .. },
+        ) = &pending
+        {
+            self.unsaid.append((**delta).clone());
+        }
+        if matches!(pending, Some(Pending::Contested)) {
+            self.contest_later();
+        }
+        match pending {
             None => {}
             // Tried again with the next change, at the latest when the node says something new of itself.
             Some(Pending::Nothing | Pending::Granted { .. } | Pending::Contested) => {
@@ -751,6 +800,9 @@ const FLUSH_SHARE: u32 = 4;
 
 /// Longest pause between two writes.
 const MAX_FLUSH_PAUSE: Duration = Duration::from_millis(200);
+
+/// How long others' records may be in memory only, while the kernel's state does not follow from them.
+const MAX_LATER: Duration = Duration::from_secs(30);
 
 /// Pause after a write that failed.
 const FLUSH_RETRY: Duration = Duration::from_secs(5);

@@ -49,7 +49,7 @@ const COMPARE_AFTER: Duration = Duration::from_secs(1);
 /// Next try after a session that ended too early.
 const RETRY_LOST: Duration = Duration::from_millis(100);
 
-/// Next try when too many calls are under way.
+/// Next try when too many calls are under way; longer when many wait for that.
 const CALLS_BUSY: Duration = Duration::from_millis(100);
 
 /// The tunnel between this node and another one.
@@ -159,7 +159,7 @@ impl Node {
 
     /// The member says something new of itself, maybe another tunnel key, or that it has started anew.
     pub(super) fn pair_record_changed(&mut self, peer: &NodeId) {
-        if self.is_settled(peer) || *peer == self.id {
+        if self.config.max_calls == 0 || *peer == self.id || self.is_settled(peer) {
             return;
         }
         let waits = self.pairs.get(peer).is_some_and(|pair| pair.next.is_some());
@@ -184,12 +184,15 @@ impl Node {
             }
             let connected = self.session_with(&peer).is_some();
             let pause = match connected {
-                true if self.leads(&peer) => {
+                true if self.leads(&peer) && self.is_established() => {
                     self.probe(peer);
                     PATIENCE
                 }
                 true => PATIENCE,
-                false if !self.may_call() => self.jitter(CALLS_BUSY),
+                false if !self.may_call() => {
+                    let waiting = u32::try_from(self.pairs.due.len()).unwrap_or(u32::MAX);
+                    self.jitter(CALLS_BUSY * (1 + waiting / 32))
+                }
                 false => self.call(peer),
             };
             self.pairs.set_next(peer, Some(self.now + pause));
@@ -206,6 +209,23 @@ impl Node {
         self.send(session, &Message::PskProbe { keys, check });
     }
 
+    /// Something is sent through the tunnel, and there are no handshakes: the keys are compared once more.
+    pub(super) fn pair_fails(&mut self, peer: NodeId) {
+        let Some(pair) = self.pairs.all.get_mut(&peer).filter(|pair| pair.next.is_none()) else { return };
+        pair.compared = None;
+        self.pair_record_changed(&peer);
+    }
+
+    /// This node may agree on keys from now on.
+    pub(super) fn settle_pairs(&mut self) {
+        let waiting: Vec<NodeId> = self.pairs.due.iter().map(|(_, peer)| *peer).collect();
+        for peer in waiting {
+            if self.session_with(&peer).is_some() {
+                self.pairs.set_next(peer, Some(self.now));
+            }
+        }
+    }
+
     pub(super) fn pair_deadline(&self) -> Option<Time> {
         self.pairs.due.first().map(|(due, _)| *due)
     }
@@ -217,8 +237,8 @@ impl Node {
         keys: (WgPublic, WgPublic),
         check: Option<PskCheck>,
     ) {
-        if self.leads(&peer) {
-            tracing::debug!(peer = %peer.short(), "a probe from the end that should follow");
+        if self.leads(&peer) || !self.is_established() {
+            tracing::debug!(peer = %peer.short(), "a probe from the end that should follow, or before this node is confirmed");
             return;
         }
         let ours = (keys.1, keys.0);
@@ -259,7 +279,12 @@ impl Node {
         epoch: u64,
     ) {
         let ours = (keys.1, keys.0);
-        if self.leads(&peer) || self.tunnel_keys(&peer) != Some(ours) {
+        if self.session_with(&peer) != Some(session) {
+            // Both ends called at once. What is agreed on the session that counts must not be replaced by an offer
+            // that was made on the other one before, and comes later.
+            return;
+        }
+        if self.leads(&peer) || !self.is_established() || self.tunnel_keys(&peer) != Some(ours) {
             // Its record, or ours, has not arrived at the other end: it asks again.
             tracing::debug!(peer = %peer.short(), "an offer for other tunnel keys");
             return;

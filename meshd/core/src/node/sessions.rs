@@ -186,6 +186,8 @@ impl Node {
                 }
                 let delta = Delta { admissions: chain, records: vec![*record], ..Delta::default() };
                 let merged = view.merge(&delta);
+                self.learned(&merged.new, &merged.gone);
+                let Some(view) = &self.view else { return };
                 if view.admissions().was_admitted(&peer) && !view.admissions().contains(&peer) {
                     tracing::warn!(%remote, peer = %peer.node_id().short(), "refused: it was removed from this cluster");
                     if !dialled {
@@ -203,7 +205,6 @@ impl Node {
                     tracing::warn!(%remote, peer = %peer.node_id().short(), "refused: {reason}");
                     return self.refuse(session, RefusalCode::NotMember, &reason);
                 }
-                self.learned(&merged.new, &merged.gone);
                 if !dialled {
                     let hello = self.hello();
                     self.send(session, &Message::Hello(Box::new(hello)));
@@ -224,10 +225,7 @@ impl Node {
         self.choose_session(peer);
         let keys = self.group_keys();
         self.send(session, &keys);
-        if let Some(record) = self.view.as_ref().and_then(|view| view.record(&peer)) {
-            let known = self.what_we_know_of(record);
-            self.send(session, &known);
-        }
+        self.tell_what_is_known(session, &peer);
         for message in self.dialer.take_waiting(&peer) {
             self.send(session, &message);
         }

@@ -93,11 +93,6 @@ impl Node {
             .collect()
     }
 
-    /// Whether gossip thinks that a member can be reached.
-    pub(super) fn is_reachable(&self, id: &NodeId) -> bool {
-        self.gossip.as_ref().is_some_and(|gossip| gossip.is_reachable(id))
-    }
-
     fn gossip_status(&self, id: &NodeId) -> GossipStatus {
         let known = self.gossip.as_ref().and_then(|gossip| gossip.acquaintance(id));
         let (rtt, heard) = known.unwrap_or_default();

@@ -199,6 +199,7 @@ impl Sim {
                 .collect(),
             advertise: Vec::new(),
             control_port: 6783,
+            max_calls: MAX_CALLS,
             lanes: vec![LaneConfig {
                 index: 0,
                 device: "meshwg0".into(),

@@ -1,0 +1,212 @@
+//! A host: its disk, its kernel, its container runtime, and the daemon when that runs.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use mesh_core::api::{AttachmentId, Membership};
+use mesh_core::host::HostState;
+use mesh_core::node::{Input, NetnsLook, Node, Remains, RequestId};
+use mesh_core::state::{StateFile, Stored, StoredNode, UnusableState, encode_node};
+use mesh_core::time::Time;
+use mesh_core::view::View;
+use mesh_keys::{Identity, NodeId, WgSecret};
+
+use crate::dice::Dice;
+
+/// The state directory.
+#[derive(Clone)]
+pub struct Disk {
+    /// The node's identity.
+    pub identity: Identity,
+    /// Which node that is.
+    pub id: NodeId,
+    /// The key of its lane.
+    pub lane: WgSecret,
+    /// The files.
+    pub files: BTreeMap<StateFile, Vec<u8>>,
+    /// What the file of the cluster has, in its place: thousands of such files would not fit into memory.
+    pub view: Option<View>,
+}
+
+impl Disk {
+    /// An empty one: identity and keys are new.
+    pub fn new(dice: &mut Dice) -> Self {
+        let identity = Identity::generate(dice.rng());
+        Self {
+            id: identity.node_id(),
+            identity,
+            lane: WgSecret::generate(dice.rng()),
+            files: BTreeMap::new(),
+            view: None,
+        }
+    }
+
+    /// Replaces files.
+    pub fn write(&mut self, files: Vec<(StateFile, Vec<u8>)>, view: Option<&View>) {
+        for (file, bytes) in files {
+            if file == StateFile::Cluster && self.view.is_some() {
+                self.view = view.cloned();
+            } else {
+                self.files.insert(file, bytes);
+            }
+        }
+    }
+
+    /// Reads what is stored and counts the start, as the daemon does.
+    ///
+    /// # Errors
+    /// The node wrote what it cannot read.
+    pub fn load(&mut self) -> Result<Stored, UnusableState> {
+        let mut stored = Stored::decode(&self.files)?;
+        stored.view = stored.view.or_else(|| self.view.clone());
+        let generation = stored.node.generation + 1;
+        stored.node = StoredNode { generation, ..stored.node };
+        self.files.insert(StateFile::Node, encode_node(&stored.node));
+        Ok(stored)
+    }
+}
+
+/// The daemon.
+pub struct Process {
+    /// The code that ships.
+    pub node: Node,
+    /// When it started.
+    pub started: Time,
+    /// It waits for the disk.
+    pub writing: bool,
+    /// What happened meanwhile.
+    pub inbox: VecDeque<Input>,
+    /// When it wants to be woken.
+    pub wake: Time,
+    /// The earliest waking that is in the queue.
+    pub alarm: Option<Time>,
+    /// The newest state that it wants the kernel to have, not applied yet.
+    pub desired: Option<(u64, Arc<HostState>)>,
+    /// It has heard from a member since it started.
+    pub confirmed: bool,
+    /// Members it knows to be removed: they must stay so.
+    pub removed: BTreeSet<NodeId>,
+}
+
+/// A pod that the runtime has started, or is starting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// What it was leased; nothing before the answer.
+    pub addresses: Vec<IpAddr>,
+    /// The request that is under way.
+    pub waits: Option<RequestId>,
+    /// It is being deleted.
+    pub leaving: bool,
+}
+
+/// A host.
+pub struct Host {
+    /// Its number.
+    pub at: usize,
+    /// Whether it has power.
+    pub powered: bool,
+    /// Counts the processes: what was under way for an earlier one is void.
+    pub epoch: u64,
+    /// Counts the boots.
+    pub boot: u64,
+    /// Generation of the last start that the node has had noted, until the next boot.
+    pub last_start: Option<u64>,
+    /// Since when the present process runs.
+    pub up_since: Time,
+    /// The daemon, when it runs.
+    pub process: Option<Process>,
+    /// Its disk.
+    pub disk: Disk,
+    /// Older states of the disk.
+    pub backups: Vec<Disk>,
+    /// The disk takes nothing.
+    pub disk_full: bool,
+    /// The kernel.
+    pub kernel: Arc<HostState>,
+    /// Who is attached.
+    pub pods: BTreeMap<AttachmentId, Pod>,
+    /// Deleted while the daemon was away.
+    pub tombstones: Vec<AttachmentId>,
+    /// Deleted without a word.
+    pub forgotten: BTreeSet<AttachmentId>,
+    /// Which key file it has.
+    pub secret: u8,
+    /// Numbers of the hosts in its list.
+    pub seeds: Vec<usize>,
+    /// It may not be started again: its operator gave it up.
+    pub retired: bool,
+    /// It acts against the others.
+    pub evil: bool,
+}
+
+impl Host {
+    /// A host that is off, with an empty disk.
+    pub fn new(at: usize, seeds: Vec<usize>, secret: u8, dice: &mut Dice) -> Self {
+        Self {
+            at,
+            powered: true,
+            epoch: 0,
+            boot: 1,
+            last_start: None,
+            up_since: Time::ZERO,
+            process: None,
+            disk: Disk::new(dice),
+            backups: Vec::new(),
+            disk_full: false,
+            kernel: Arc::new(HostState::default()),
+            pods: BTreeMap::new(),
+            tombstones: Vec::new(),
+            forgotten: BTreeSet::new(),
+            secret,
+            seeds,
+            retired: false,
+            evil: false,
+        }
+    }
+
+    /// Who it is.
+    pub fn id(&self) -> NodeId {
+        self.disk.id
+    }
+
+    /// The node, when it runs.
+    pub fn node(&self) -> Option<&Node> {
+        self.process.as_ref().map(|process| &process.node)
+    }
+
+    /// Whether it runs, is a member by its own account, and means well.
+    pub fn serves(&self) -> bool {
+        let key = self.disk.identity.public();
+        let member = |node: &Node| node.view().is_some_and(|view| view.admissions().contains(&key));
+        !self.evil && self.node().is_some_and(member)
+    }
+
+    /// Whether the node says of itself that its disk is an old one.
+    pub fn outdated(&self) -> bool {
+        let Some(node) = self.node() else { return false };
+        let status = node.status();
+        match &status.membership {
+            Membership::Joining { waiting_for } => waiting_for.contains("is a member already"),
+            Membership::Member => {
+                let copied = "another host has this node's identity";
+                status.problems.iter().any(|problem| problem.contains(copied))
+            }
+        }
+    }
+
+    /// Whether the node knows that it was removed.
+    pub fn is_out(&self) -> bool {
+        let key = self.disk.identity.public();
+        self.node().and_then(Node::view).is_some_and(|view| !view.admissions().contains(&key))
+    }
+
+    /// What is left of the attachments that the node has leases for.
+    pub fn remains(&self, node: &Node) -> BTreeMap<AttachmentId, Remains> {
+        let left = |id: &AttachmentId| match self.pods.contains_key(id) {
+            true => Remains { host_end: true, netns: NetnsLook::Unknown },
+            false => Remains { host_end: false, netns: NetnsLook::Missing },
+        };
+        node.leases().map(|(id, _)| (id.clone(), left(id))).collect()
+    }
+}

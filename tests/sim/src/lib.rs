@@ -1,0 +1,39 @@
+//! Whole nodes in one thread: virtual time, a network that fails, disks, kernels, container runtimes, adversaries,
+//! and a reference model of what must hold.
+//!
+//! The nodes are [`mesh_core::node::Node`], the code that ships, by its inputs and outputs only. Everything that is
+//! random follows from one seed: the same seed gives the same run, byte for byte ([`world::World::trace`]).
+//!
+//! | module | concept |
+//! |---|---|
+//! | [`settings`] | what a run is like |
+//! | [`world`] | all hosts under one clock; carries out what nodes want, as the daemon does |
+//! | [`node`] | the one place that knows the node's inputs and outputs |
+//! | [`network`], [`links`] | delay, loss, cuts, NAT; control sessions on top |
+//! | [`host`], [`pods`] | disk, kernel, daemon; the container runtime |
+//! | [`faults`], [`evil`] | what goes wrong; members that mean harm |
+//! | [`model`] | what must hold at every moment |
+//! | [`healing`] | what must hold once everything is mended |
+//! | [`figures`] | how fast a cluster is, and what it costs |
+//!
+//! A node is told no wall clock, and its own clock starts with the process: clock steps of a host do not exist for it.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::indexing_slicing, reason = "hosts are numbered by the simulator itself")]
+
+pub mod dice;
+pub mod evil;
+pub mod faults;
+pub mod figures;
+pub mod healing;
+pub mod host;
+pub mod links;
+pub mod model;
+pub mod network;
+pub mod node;
+pub mod pods;
+mod power;
+pub mod queue;
+pub mod settings;
+mod snapshot;
+pub mod world;

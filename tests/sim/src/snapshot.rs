@@ -1,0 +1,106 @@
+//! A cluster that is there from the start: one view that has everybody, made once and copied to all.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use mesh_core::leases::first_usable;
+use mesh_core::ranges::RangeSet;
+use mesh_core::state::{StateFile, Stored, StoredGroup, StoredNode, encode_group, encode_node};
+use mesh_core::view::{Delta, Grant, LaneInfo, NodeRecord, View};
+use mesh_keys::frame::GroupKey;
+use mesh_keys::{BodyId, Genesis, GenesisFields, JoinMode, JoinModes, Signed, SignedAdmission};
+
+use crate::model::SECRET;
+use crate::network::CONTROL_PORT;
+use crate::node::LANE_PORT;
+use crate::world::World;
+
+/// The range of a cluster of thousands, and its blocks.
+const RANGE: (Ipv4Net, u8) = (Ipv4Net::new_assert(Ipv4Addr::new(10, 32, 0, 0), 12), 26);
+
+/// In larger clusters members do not call each other: keys for the tunnels between all of them would not fit.
+const MOST_WITH_TUNNELS: usize = 200;
+
+impl World {
+    /// Adds the hosts of the settings, as members of one cluster that know each other, and starts them.
+    ///
+    /// # Errors
+    /// What the cluster cannot be made of.
+    pub fn converged(&mut self) -> Result<(), String> {
+        self.range = RANGE;
+        let nodes = self.settings.nodes;
+        for _ in 0..nodes {
+            self.add_host(vec![0], SECRET, false);
+        }
+        let (view, addresses) = self.common_view()?;
+        let group = StoredGroup { keys: vec![(0, GroupKey::generate(self.dice.rng()))] };
+        if nodes > MOST_WITH_TUNNELS {
+            self.max_calls = 0;
+        }
+        for (at, address) in addresses.into_iter().enumerate() {
+            let node = StoredNode { generation: 2, mesh_ipv4: Some(address) };
+            let stored = Stored { view: Some(view.clone()), node, group: group.clone(), ..Stored::default() };
+            let host = &mut self.hosts[at];
+            host.last_start = Some(1);
+            host.disk.files.insert(StateFile::Node, encode_node(&stored.node));
+            host.disk.files.insert(StateFile::Group, encode_group(group.clone()));
+            host.disk.view = Some(view.clone());
+            self.start_from(at, stored);
+        }
+        Ok(())
+    }
+
+    fn common_view(&self) -> Result<(View, Vec<Ipv4Addr>), String> {
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let founder = self.hosts.first().ok_or("no hosts")?.disk.identity.clone();
+        let mut rng = crate::dice::Dice::new(self.settings.seed, 9);
+        let mut fields = GenesisFields::flat("sim", founder.public(), JoinModes::KEY_FILE, rng.rng());
+        (fields.ipv4_range, fields.block_prefix) = RANGE;
+        let genesis = Genesis::new(fields).map_err(|error| text(&error))?;
+        let cluster = genesis.id();
+        let mut delta = Delta::default();
+        let mut addresses = Vec::new();
+        let blocks = RANGE.0.subnets(RANGE.1).map_err(|error| text(&error))?;
+        for (host, block) in self.hosts.iter().zip(blocks.collect::<Vec<_>>().into_iter().rev()) {
+            let (identity, me) = (&host.disk.identity, host.disk.identity.public());
+            let owned: RangeSet = if host.at == 0 { [RANGE.0] } else { [block] }.into_iter().collect();
+            let address = first_usable(&owned).ok_or("a block without addresses")?;
+            if host.at > 0 {
+                let serial = 1 << 32 | host.at as u64;
+                let admission = SignedAdmission::issue(cluster, me, &founder, JoinMode::KeyFile, serial);
+                delta.admissions.push(admission.map_err(|error| text(&error))?);
+                let grant = Grant {
+                    cluster,
+                    parent: BodyId::from_bytes(*cluster.as_bytes()),
+                    network: block.network(),
+                    prefix: block.prefix_len(),
+                    from: founder.public(),
+                    to: me,
+                };
+                delta.grants.push(Signed::sign(&grant, &founder).map_err(|error| text(&error))?);
+            }
+            let record = NodeRecord {
+                cluster,
+                node: me,
+                generation: 1,
+                version: 1,
+                name: format!("host{}", host.at),
+                software: "sim".to_owned(),
+                salt: 0,
+                mesh_ipv4: Some(address),
+                control_port: CONTROL_PORT,
+                endpoints: vec![self.network.place(host.at).own],
+                lanes: vec![LaneInfo { index: 0, key: host.disk.lane.public(), port: LANE_PORT }],
+                start: 0,
+                contested: false,
+            };
+            delta.records.push(Signed::sign(&record, identity).map_err(|error| text(&error))?);
+            addresses.push(address);
+        }
+        let mut view = View::new(genesis);
+        match view.merge(&delta).refused.into_iter().next() {
+            Some(refused) => Err(refused),
+            None => Ok((view, addresses)),
+        }
+    }
+}

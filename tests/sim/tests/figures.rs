@@ -1,0 +1,18 @@
+//! The measurements work, and say the same for the same seed.
+
+use std::time::Duration;
+
+use mesh_sim::figures;
+use mesh_sim::settings::Settings;
+
+#[test]
+fn a_converged_cluster_is_measured_alike_for_the_same_seed() {
+    let take = || figures::take(Settings::standard(8, 5, Duration::from_secs(60))).unwrap();
+    let figures = take();
+    assert_eq!(figures, take());
+    assert!(figures.record_to_all_p99.unwrap() < Duration::from_secs(2), "{figures:?}");
+    assert!(figures.crash_known.unwrap() < Duration::from_secs(30), "{figures:?}");
+    assert!(figures.heal.unwrap() < Duration::from_secs(40), "{figures:?}");
+    assert!(figures.bytes_per_node > 0.0 && figures.bytes_per_node < 500.0, "{figures:?}");
+    assert_eq!(figures.breaches, 0);
+}
