@@ -95,6 +95,11 @@ impl Node {
         self.standing.outdated
     }
 
+    /// Why it signs nothing any more, if so.
+    pub(super) fn outdated(&self) -> Option<&'static str> {
+        self.standing.outdated.then_some(OUTDATED)
+    }
+
     /// Why this node leases, grants and admits nothing at present, if so.
     pub(super) fn doubt(&self) -> Option<&'static str> {
         if self.standing.outdated {
@@ -180,6 +185,7 @@ impl Node {
 
     /// The higher generation is on disk.
     pub(super) fn contest(&mut self) {
+        self.compare_all_keys();
         self.version = 0;
         self.start_gossip();
         self.refresh_record();

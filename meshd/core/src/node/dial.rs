@@ -36,6 +36,9 @@ const UNREACHABLE_PAUSE: Duration = Duration::from_secs(5);
 /// Calls to members under way at a time, unless configured.
 pub const MAX_CALLS: usize = 16;
 
+/// After so many calls in vain, what waits for a member is dropped: it must not keep others waiting.
+const GIVE_UP: u32 = 8;
+
 /// Messages that may wait for one member, and members they may wait for.
 const MAX_WAITING: usize = 16;
 
@@ -223,7 +226,10 @@ impl Node {
             .collect();
         for node in due {
             let next = self.now + if self.may_call() { self.call(node) } else { MEMBER_PAUSE };
-            if let Some((at, _)) = self.dialer.waiting.get_mut(&node) {
+            let given_up = self.dialer.members.get(&node).is_some_and(|state| state.failures > GIVE_UP);
+            if given_up {
+                self.dialer.waiting.remove(&node);
+            } else if let Some((at, _)) = self.dialer.waiting.get_mut(&node) {
                 *at = next;
             }
         }

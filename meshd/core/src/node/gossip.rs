@@ -329,6 +329,7 @@ impl Node {
             // Somebody who has the key of this node says something else in its name.
             self.version = record.version;
             self.refresh_record();
+            self.compare_all_keys();
         }
     }
 

@@ -608,8 +608,9 @@ impl Node {
         delta.grants.extend(self.first_range(&joiner));
         let Some(view) = &mut self.view else { return };
         let merged = view.merge(&delta);
+        // A node that could not keep what it was told is let in by the admissions that it has.
         let delta = merged.new;
-        if delta.admissions.is_empty() || !view.admissions().contains(&joiner) {
+        if !view.admissions().contains(&joiner) {
             let why = merged.refused.into_iter().next().unwrap_or_default();
             return self.refuse(session, RefusalCode::Busy, &format!("it cannot be admitted: {why}"));
         }

@@ -29,7 +29,9 @@ impl Node {
         match &self.view {
             None => Err(ApiError::new(ErrorCode::NotReady, "this node is in no cluster yet")),
             Some(_) if self.is_out() => conflict(super::removal::REMOVED),
-            Some(view) => self.doubt().map_or(Ok(view), conflict),
+            // What an operator decides on this host holds also while nobody else can be asked: the last node that is left
+            // after a reboot gets out of that by removing the others.
+            Some(view) => self.outdated().map_or(Ok(view), conflict),
         }
     }
 

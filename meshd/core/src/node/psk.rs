@@ -209,6 +209,14 @@ impl Node {
         self.send(session, &Message::PskProbe { keys, check });
     }
 
+    /// Somebody has used this node's identity, and may have agreed on other keys in its name.
+    pub(super) fn compare_all_keys(&mut self) {
+        let peers: Vec<NodeId> = self.pairs.all.keys().copied().collect();
+        for peer in peers {
+            self.pair_fails(peer);
+        }
+    }
+
     /// Something is sent through the tunnel, and there are no handshakes: the keys are compared once more.
     pub(super) fn pair_fails(&mut self, peer: NodeId) {
         let Some(pair) = self.pairs.all.get_mut(&peer).filter(|pair| pair.next.is_none()) else { return };

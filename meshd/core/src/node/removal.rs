@@ -1,5 +1,6 @@
 //! Removing members, and being removed.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use mesh_keys::{IdentityKey, NodeId};
@@ -81,7 +82,10 @@ impl Node {
     pub(super) fn prove_removal(&mut self, session: SessionId, node: &IdentityKey) {
         let Some(view) = &self.view else { return };
         let members = view.admissions();
-        let ids = members.removals_of(node);
+        // It was removed itself, or let in by a node that was and does not keep it.
+        let sponsors =
+            members.chain(node).into_iter().filter_map(|admission| Some(admission.decode().ok()?.sponsor));
+        let ids: BTreeSet<_> = sponsors.chain([*node]).flat_map(|key| members.removals_of(&key)).collect();
         let removals: Vec<_> =
             members.removals().filter(|removal| ids.contains(&removal.id())).cloned().collect();
         let signers = ids.iter().filter_map(|id| members.removal(id)).map(|removal| removal.signer);
