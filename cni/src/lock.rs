@@ -12,8 +12,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use mesh_core::api::AttachmentId;
-use mesh_sys::files;
+use mesh_core::api::{AttachmentId, DEFAULT_STATE_DIR};
+use mesh_sys::files::{self, FileError, Ours};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
@@ -38,7 +38,7 @@ impl Lock {
     /// # Errors
     /// Code 11 when another operation holds it for longer than `limit`; code 5 when there can be no lock file.
     pub(crate) fn acquire(state_dir: &Path, id: &AttachmentId, limit: Duration) -> Result<Self, CniError> {
-        files::secure_dir(state_dir, 0o700).map_err(|error| CniError::new(Code::Io, error.to_string()))?;
+        secure_state_dir(state_dir).map_err(|error| CniError::new(Code::Io, error.to_string()))?;
         let path = state_dir.join(LOCK_FILE);
         let failed =
             |error: io::Error| CniError::new(Code::Io, format!("lock file {}: {error}", path.display()));
@@ -85,6 +85,13 @@ fn place(id: &AttachmentId) -> libc::off_t {
         .fold(0, |n, digit| n << 4 | i64::from(digit))
 }
 
+/// Makes sure that there is a state directory that is closed to others. One that is not the daemon's, because the
+/// configuration names another, is not touched.
+pub(crate) fn secure_state_dir(state_dir: &Path) -> Result<(), FileError> {
+    let known = state_dir == Path::new(DEFAULT_STATE_DIR) || state_dir.join("identity.key").exists();
+    files::secure_dir(state_dir, 0o700, if known { Ours::Known } else { Ours::WhenEmpty })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,6 +120,17 @@ mod tests {
         let hex = id.host_ifname()[2..].to_owned();
         assert_eq!(place(&id), i64::from_str_radix(&hex, 16).unwrap());
         assert_eq!(hex.len(), 12);
+    }
+
+    #[test]
+    fn a_directory_that_others_use_is_left_as_it_is() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("something"), "").unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o1777)).unwrap();
+        let error = Lock::acquire(dir.path(), &id("a"), Duration::ZERO).unwrap_err();
+        assert!(error.msg().contains("open to others"), "{error}");
+        assert_eq!(std::fs::metadata(dir.path()).unwrap().permissions().mode() & 0o7777, 0o1777);
     }
 
     #[test]

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use mesh_core::api::{AttachmentId, TOMBSTONE_DIR, Tombstone};
-use mesh_sys::files;
+use mesh_sys::files::{self, Ours};
 
 use crate::error::{CniError, Code};
+use crate::lock::secure_state_dir;
 
 fn path(state_dir: &Path, id: &AttachmentId) -> PathBuf {
     state_dir.join(TOMBSTONE_DIR).join(id.tombstone_name())
@@ -17,8 +18,9 @@ pub(crate) fn write(state_dir: &Path, id: &AttachmentId) -> Result<(), CniError>
         |reason: String| CniError::new(Code::Io, format!("cannot leave a tombstone for {id}: {reason}"));
     let contents =
         serde_json::to_vec(&Tombstone { id: id.clone() }).map_err(|error| failed(error.to_string()))?;
-    files::secure_dir(state_dir, 0o700).map_err(|error| failed(error.to_string()))?;
-    files::secure_dir(&state_dir.join(TOMBSTONE_DIR), 0o700).map_err(|error| failed(error.to_string()))?;
+    secure_state_dir(state_dir).map_err(|error| failed(error.to_string()))?;
+    files::secure_dir(&state_dir.join(TOMBSTONE_DIR), 0o700, Ours::Known)
+        .map_err(|error| failed(error.to_string()))?;
     files::write_atomic(&path(state_dir, id), &contents, 0o600).map_err(|error| failed(error.to_string()))
 }
 

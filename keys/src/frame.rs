@@ -1,7 +1,7 @@
-//! The gossip datagram: one UDP payload, sealed with a key that all members share.
+//! The gossip datagram: one UDP payload, sealed for one member with a key that only sender and receiver have.
 //!
 //! ```text
-//! 0        1    0x21: version 2, type 1. Never 1 to 4, so it cannot be taken for WireGuard
+//! 0        1    0x31: version 3, type 1. Never 1 to 4, so it cannot be taken for WireGuard
 //! 1..5     4    group key id
 //! 5..13    8    sender: first 8 bytes of its node id
 //! 13..21   8    boot nonce: random, drawn when the sender starts
@@ -9,8 +9,9 @@
 //! 29..          ChaCha20-Poly1305 (RFC 8439) ciphertext, then its tag of 16 bytes
 //!
 //! group key id   first 4 bytes of SHA-256("hauberk group key id v1" 00 ‖ group key)
-//! key            HKDF-SHA256(group key, salt = "hauberk gossip v1",
-//!                            info = sender's node id(16) ‖ boot nonce(8))
+//! pair secret    X25519 between the identity keys of sender and receiver: see `agreement`
+//! key            HKDF-SHA256(group key ‖ pair secret, salt = "hauberk gossip v2",
+//!                            info = sender's node id(16) ‖ receiver's node id(16) ‖ boot nonce(8))
 //! nonce          00 00 00 00 ‖ counter, u64 little-endian
 //! AAD            bytes 0..29
 //! ```
@@ -19,9 +20,13 @@
 //!
 //! ## What it gives and what not
 //!
-//! The group key hides gossip from outsiders and keeps them from taking part. Every member holds it
-//! and can seal in another's name, so **a frame does not authenticate its sender**: what matters is
-//! signed in the payload.
+//! The pair secret says who has sent it: nobody else, no other member and no removed one, can seal in
+//! the sender's name or read what is sealed for the receiver. The group key came over a control
+//! session, whose key exchange withstands a quantum computer: with it in the derivation, what is
+//! recorded today stays hidden from one that breaks X25519 later.
+//!
+//! A thief of an identity can read what was sealed for it (there is no forward secrecy): nothing in
+//! gossip is secret from a member.
 //!
 //! Nonces cannot repeat: key and counter belong to one start of one node, and [`Sealer`] draws the
 //! boot nonce itself.
@@ -39,6 +44,7 @@
 //! its own, and only then calls [`Opener::accept`]. Until then every frame of that start is a first
 //! contact.
 
+use crate::agreement::PairSecret;
 use crate::hexbytes::fixed_bytes;
 use crate::identity::NodeId;
 use crate::replay::{ReplayVerdict, ReplayWindow};
@@ -48,7 +54,7 @@ use rand_core::{CryptoRng, RngCore};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::fmt;
-use zeroize::Zeroize as _;
+use zeroize::{Zeroize as _, Zeroizing};
 
 /// The key that all members share, for one epoch.
 #[derive(Clone, PartialEq, Eq)]
@@ -87,8 +93,18 @@ impl GroupKey {
         &self.secret
     }
 
-    fn cipher(&self, sender: &NodeId, boot: &BootNonce) -> ChaCha20Poly1305 {
-        let key = hkdf32(b"hauberk gossip v1", self.secret.expose(), &[sender.as_bytes(), boot.as_bytes()]);
+    fn cipher(
+        &self,
+        pair: &PairSecret,
+        sender: &NodeId,
+        receiver: &NodeId,
+        boot: &BootNonce,
+    ) -> ChaCha20Poly1305 {
+        let mut secrets = Zeroizing::new([0; 64]);
+        secrets[..32].copy_from_slice(self.secret.expose());
+        secrets[32..].copy_from_slice(pair.expose());
+        let info = [&sender.as_bytes()[..], receiver.as_bytes(), boot.as_bytes()];
+        let key = hkdf32(b"hauberk gossip v2", &*secrets, &info);
         ChaCha20Poly1305::new(key.expose().into())
     }
 }
@@ -136,8 +152,7 @@ fixed_bytes! {
 pub struct Sealer {
     sender: NodeId,
     boot: BootNonce,
-    key_id: GroupKeyId,
-    cipher: ChaCha20Poly1305,
+    key: GroupKey,
     next: u64,
 }
 
@@ -151,20 +166,24 @@ impl Sealer {
     }
 
     fn with_boot(key: &GroupKey, sender: NodeId, boot: BootNonce) -> Self {
-        Self { sender, boot, key_id: key.id, cipher: key.cipher(&sender, &boot), next: 0 }
+        Self { sender, boot, key: key.clone(), next: 0 }
     }
 
     /// Goes on with another group key. Counters go on too, so receivers keep their window.
     pub fn rekey(&mut self, key: &GroupKey) {
-        self.key_id = key.id;
-        self.cipher = key.cipher(&self.sender, &self.boot);
+        self.key = key.clone();
     }
 
-    /// Seals `payload` into one datagram.
+    /// Seals `payload` into one datagram for `receiver`, with whom this node has the secret `pair`.
     ///
     /// # Errors
     /// [`SealError`]; no counter is used up then.
-    pub fn seal(&mut self, payload: &[u8]) -> Result<Vec<u8>, SealError> {
+    pub fn seal(
+        &mut self,
+        receiver: &NodeId,
+        pair: &PairSecret,
+        payload: &[u8],
+    ) -> Result<Vec<u8>, SealError> {
         if payload.len() > MAX_PAYLOAD {
             return Err(SealError::TooLong { found: payload.len() });
         }
@@ -172,13 +191,14 @@ impl Sealer {
         // The last counter is never used, so that `next` cannot wrap.
         self.next = counter.checked_add(1).ok_or(SealError::Exhausted)?;
         let header =
-            Header { key_id: self.key_id, sender: ShortId::of(&self.sender), boot: self.boot, counter };
+            Header { key_id: self.key.id, sender: ShortId::of(&self.sender), boot: self.boot, counter };
         let aad = header.to_bytes();
         let mut datagram = Vec::with_capacity(OVERHEAD + payload.len());
         datagram.extend_from_slice(&aad);
         datagram.extend_from_slice(payload);
         let tag = self
-            .cipher
+            .key
+            .cipher(pair, &self.sender, receiver, &self.boot)
             .encrypt_in_place_detached(&nonce(counter), &aad, &mut datagram[HEADER_LEN..])
             // ChaCha20-Poly1305 refuses only payloads of more than 256 GiB.
             .map_err(|_| SealError::TooLong { found: payload.len() })?;
@@ -195,7 +215,7 @@ impl Sealer {
     /// The group key in use.
     #[must_use]
     pub const fn key_id(&self) -> GroupKeyId {
-        self.key_id
+        self.key.id
     }
 }
 
@@ -204,7 +224,7 @@ impl fmt::Debug for Sealer {
         f.debug_struct("Sealer")
             .field("sender", &self.sender)
             .field("boot", &self.boot)
-            .field("key_id", &self.key_id)
+            .field("key_id", &self.key.id)
             .field("next", &self.next)
             .finish_non_exhaustive()
     }
@@ -227,6 +247,7 @@ pub enum SealError {
 /// Opens datagrams of other members, and remembers which it has seen. Memory is bounded by the
 /// number of senders given at its making.
 pub struct Opener {
+    receiver: NodeId,
     keys: Vec<GroupKey>,
     senders: BTreeMap<(NodeId, BootNonce), SenderState>,
     max_senders: usize,
@@ -235,8 +256,6 @@ pub struct Opener {
 
 struct SenderState {
     window: ReplayWindow,
-    /// At most one per key of the opener.
-    ciphers: Vec<(GroupKeyId, ChaCha20Poly1305)>,
     /// When it was last heard, in frames accepted by the opener.
     heard: u64,
 }
@@ -244,18 +263,18 @@ struct SenderState {
 impl Opener {
     /// An opener without keys, which opens nothing yet.
     #[must_use]
-    pub fn without_keys(max_senders: usize) -> Self {
-        Self { keys: Vec::new(), senders: BTreeMap::new(), max_senders, clock: 0 }
+    pub fn without_keys(receiver: NodeId, max_senders: usize) -> Self {
+        Self { receiver, keys: Vec::new(), senders: BTreeMap::new(), max_senders, clock: 0 }
     }
 
-    /// An opener that accepts frames under `keys` (at most [`MAX_KEYS`]) and remembers up to
+    /// An opener for `receiver` that accepts frames under `keys` (at most [`MAX_KEYS`]) and remembers up to
     /// `max_senders` starts of senders; beyond that the one not heard for longest is forgotten, and
     /// is a first contact again.
     ///
     /// # Errors
     /// [`TooManyKeys`].
-    pub fn new(keys: &[GroupKey], max_senders: usize) -> Result<Self, TooManyKeys> {
-        let mut opener = Self::without_keys(max_senders);
+    pub fn new(receiver: NodeId, keys: &[GroupKey], max_senders: usize) -> Result<Self, TooManyKeys> {
+        let mut opener = Self::without_keys(receiver, max_senders);
         opener.replace_keys(keys)?;
         Ok(opener)
     }
@@ -268,19 +287,12 @@ impl Opener {
         if keys.len() > MAX_KEYS {
             return Err(TooManyKeys { found: keys.len() });
         }
-        // Two keys may share an id by chance (1 in 2^32), so that a kept cipher may be another key's.
-        let kept = |id: &GroupKeyId| {
-            let of = |keys: &[GroupKey]| keys.iter().find(|k| k.id == *id).cloned();
-            of(keys).is_some() && of(keys) == of(&self.keys)
-        };
-        for state in self.senders.values_mut() {
-            state.ciphers.retain(|(id, _)| kept(id));
-        }
         self.keys = keys.to_vec();
         Ok(())
     }
 
-    /// Opens one datagram. `resolve` finds the member that a short id belongs to.
+    /// Opens one datagram. `resolve` finds the member that a short id belongs to, `pair` the secret that this node has
+    /// with it; that is asked for last, for it may have to be computed.
     ///
     /// # Errors
     /// [`OpenError`] by kind; nothing was changed then.
@@ -288,6 +300,7 @@ impl Opener {
         &mut self,
         datagram: &[u8],
         resolve: impl FnOnce(&ShortId) -> Option<NodeId>,
+        pair: impl FnOnce(&NodeId) -> Option<PairSecret>,
     ) -> Result<Opened, OpenError> {
         let header = Header::parse(datagram)?;
         let key = self
@@ -305,11 +318,8 @@ impl Opener {
                 ReplayVerdict::TooOld => OpenError::TooOld { counter: header.counter },
             })?;
         }
-        let cached =
-            known.as_ref().and_then(|s| s.ciphers.iter().find(|(id, _)| *id == key.id)).map(|(_, c)| c);
-        let fresh = if cached.is_none() { Some(key.cipher(&sender, &header.boot)) } else { None };
-        let cipher = cached.or(fresh.as_ref()).ok_or(OpenError::UnknownKey { id: header.key_id })?;
-
+        let pair = pair(&sender).ok_or(OpenError::UnknownSender { sender: header.sender })?;
+        let cipher = key.cipher(&pair, &sender, &self.receiver, &header.boot);
         let (aad, sealed) = datagram.split_at(HEADER_LEN);
         let (ciphertext, tag) = sealed.split_at(sealed.len() - TAG_LEN);
         let mut payload = ciphertext.to_vec();
@@ -322,9 +332,6 @@ impl Opener {
             self.clock += 1;
             state.heard = self.clock;
             state.window.record(header.counter);
-            if let Some(cipher) = fresh {
-                state.ciphers.push((header.key_id, cipher));
-            }
         }
         Ok(Opened { sender, boot: header.boot, counter: header.counter, first_contact, payload })
     }
@@ -353,7 +360,7 @@ impl Opener {
         }
         self.clock += 1;
         let window = ReplayWindow::starting_at(opened.counter);
-        self.senders.insert(start, SenderState { window, ciphers: Vec::new(), heard: self.clock });
+        self.senders.insert(start, SenderState { window, heard: self.clock });
     }
 
     /// Forgets a node that is no member any more.
@@ -380,7 +387,7 @@ impl fmt::Debug for Opener {
 /// An opened datagram.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opened {
-    /// Who is said to have sent it. Any member could have.
+    /// Who has sent it.
     pub sender: NodeId,
     /// Which start of the sender.
     pub boot: BootNonce,
@@ -431,7 +438,7 @@ pub enum OpenError {
         /// The sender's counter.
         counter: u64,
     },
-    /// Altered, or not sealed by a member.
+    /// Altered, or not sealed by that member for this one.
     #[error("the frame does not authenticate")]
     Forged,
 }
@@ -501,7 +508,7 @@ fn nonce(counter: u64) -> Nonce {
 }
 
 /// First byte of a gossip datagram.
-pub const KIND: u8 = 0x21;
+pub const KIND: u8 = 0x31;
 /// Longest datagram, in bytes: fits the IPv6 minimum MTU of 1,280 with headers and a tunnel's to spare.
 pub const MAX_DATAGRAM: usize = 1200;
 /// Bytes around the payload.

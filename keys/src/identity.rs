@@ -83,6 +83,10 @@ impl Identity {
         Signature(self.key.sign(&signed_bytes(domain, message)).to_bytes())
     }
 
+    pub(crate) fn secret_scalar(&self) -> [u8; 32] {
+        self.key.to_scalar_bytes()
+    }
+
     /// The secret key as PKCS#8 v1 DER (RFC 8410, section 7), which TLS libraries take.
     #[must_use]
     pub fn to_pkcs8_der(&self) -> Zeroizing<Vec<u8>> {
@@ -107,6 +111,11 @@ fixed_bytes! {
 }
 
 impl IdentityKey {
+    /// The key on the Montgomery curve (RFC 7748, section 4.1); none when it is no point.
+    pub(crate) fn to_montgomery(self) -> Option<[u8; 32]> {
+        VerifyingKey::from_bytes(&self.0).ok().map(|key| key.to_montgomery().to_bytes())
+    }
+
     /// Checks that `signature` was made by this identity over `message` for `domain`.
     ///
     /// Strict: small-order keys and non-canonical signatures are refused, so that a signature stands

@@ -37,6 +37,7 @@
 
 pub mod admin;
 pub mod admission;
+pub mod agreement;
 pub mod armor;
 pub mod channel;
 pub mod cluster;
@@ -57,6 +58,7 @@ pub mod wireguard;
 
 pub use admin::AdminKey;
 pub use admission::{Admission, AdmissionError, JoinMode, SignedAdmission};
+pub use agreement::PairSecret;
 pub use channel::{ExporterError, SecureChannel, SessionSecrets};
 pub use cluster::{ClusterId, Genesis, GenesisError, GenesisFields, JoinModes};
 pub use hexbytes::HexError;
@@ -68,6 +70,6 @@ pub use secret::Secret32;
 pub use signed::{BodyId, Signable, Signed, SignedError};
 pub use token::{JoinToken, Revocation, SignedRevocation, SignedToken, Token, TokenId};
 pub use tries::Tries;
-pub use wireguard::{PairEnd, Psk, PskCheck, WgPublic, WgSecret, pair_psk, psk_check};
+pub use wireguard::{PairEnd, Psk, PskCheck, PskStep, WeakWgKey, WgPublic, WgSecret, pair_psk, psk_check};
 
 pub use rand_core;

@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use sha2::{Digest as _, Sha256};
 
 use crate::identity::{IdentityKey, Signature};
+use crate::secret::Secret32;
 
 thread_local! {
     static MEMO: RefCell<Option<Memo>> = const { RefCell::new(None) };
@@ -71,6 +72,18 @@ pub(crate) fn checked<E>(
         MEMO.with_borrow_mut(|memo| memo.as_mut().map(|memo| memo.right.insert(name)));
     }
     Ok(())
+}
+
+/// In a simulator, what stands in for the secret of two identities ([`Identity::agree`](crate::Identity::agree)): a hash
+/// of both keys. Millions of agreements would take hours.
+pub(crate) fn agreed(own: impl FnOnce() -> IdentityKey, peer: &IdentityKey) -> Option<Secret32> {
+    MEMO.with_borrow(|memo| {
+        memo.as_ref()?;
+        let own = own();
+        let (low, high) = if own < *peer { (own, *peer) } else { (*peer, own) };
+        let hash = Sha256::new().chain_update(low.as_bytes()).chain_update(high.as_bytes());
+        Some(Secret32::from_bytes(hash.finalize().into()))
+    })
 }
 
 fn hash(key: &IdentityKey, domain: &str, message: &[u8], signature: Option<&Signature>) -> Hash {

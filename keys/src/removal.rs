@@ -13,11 +13,13 @@
 //! 96..128    heir: identity key of the member that takes over the subject's addresses
 //! 128..      keep: varint count, 16 bytes each, ascending, no duplicates: ids of the nodes that the subject
 //!            had admitted and that stay
+//! ..         grants: varint count, 16 bytes each, ascending, no duplicates: first bytes of the names of grants that the
+//!            subject had signed
 //! ```
 
 use crate::cluster::ClusterId;
 use crate::identity::{Identity, IdentityKey, NodeId};
-use crate::signed::{Signable, Signed, SignedError};
+use crate::signed::{BodyId, Signable, Signed, SignedError};
 use serde::{Deserialize, Serialize};
 
 /// The statement. Signed, it is a [`SignedRemoval`].
@@ -34,27 +36,48 @@ pub struct Removal {
     /// The nodes admitted by the subject whose admissions go on counting. Any other admission by the subject,
     /// made before the removal or after it, is void.
     pub keep: Vec<NodeId>,
+    /// Grants that the subject had signed when it was removed, by the first bytes of their names: no other grant by
+    /// it takes anything from these. Of a node that had signed more than [`MAX_GRANTS`], those with the highest names.
+    pub grants: Vec<[u8; 16]>,
 }
+
+/// Most grants that a removal names.
+pub const MAX_GRANTS: usize = 8192;
 
 impl Signable for Removal {
     const DOMAIN: &'static str = "hauberk removal v1";
-    // A seed of a cluster may have admitted all of its 16,384 members.
-    const MAX_LEN: usize = 288 * 1024;
+    // A seed of a cluster may have admitted all of its 16,384 members, and given most of them addresses.
+    const MAX_LEN: usize = 416 * 1024;
 }
 
 /// A removal with its signature.
 pub type SignedRemoval = Signed<Removal>;
 
 impl Signed<Removal> {
-    /// Removes `subject` from `cluster` in the name of `signer`. `keep` is put in order.
+    /// The same without naming any grants.
     ///
     /// # Errors
-    /// [`RemovalError::OwnHeir`], or [`RemovalError::Signed`] when `keep` is too long.
+    /// See [`SignedRemoval::issue_naming`](Self::issue_naming).
     pub fn issue(
         cluster: ClusterId,
         subject: IdentityKey,
         heir: IdentityKey,
+        keep: Vec<NodeId>,
+        signer: &Identity,
+    ) -> Result<Self, RemovalError> {
+        Self::issue_naming(cluster, subject, heir, keep, &[], signer)
+    }
+
+    /// Removes `subject` from `cluster` in the name of `signer`. Both lists are put in order.
+    ///
+    /// # Errors
+    /// [`RemovalError::OwnHeir`], or [`RemovalError::Signed`] when `keep` is too long.
+    pub fn issue_naming(
+        cluster: ClusterId,
+        subject: IdentityKey,
+        heir: IdentityKey,
         mut keep: Vec<NodeId>,
+        grants: &[BodyId],
         signer: &Identity,
     ) -> Result<Self, RemovalError> {
         if subject == heir {
@@ -62,7 +85,16 @@ impl Signed<Removal> {
         }
         keep.sort_unstable();
         keep.dedup();
-        let removal = Removal { cluster, subject, signer: signer.public(), heir, keep };
+        let first = |id: &BodyId| {
+            let mut first = [0; 16];
+            first.copy_from_slice(&id.as_bytes()[..16]);
+            first
+        };
+        let mut grants: Vec<[u8; 16]> = grants.iter().map(first).collect();
+        grants.sort_unstable();
+        grants.dedup();
+        grants.drain(..grants.len().saturating_sub(MAX_GRANTS));
+        let removal = Removal { cluster, subject, signer: signer.public(), heir, keep, grants };
         Ok(Self::sign(&removal, signer)?)
     }
 
@@ -81,6 +113,9 @@ impl Signed<Removal> {
         }
         if !claimed.keep.is_sorted_by(|a, b| a < b) {
             return Err(RemovalError::KeepOrder);
+        }
+        if !claimed.grants.is_sorted_by(|a, b| a < b) {
+            return Err(RemovalError::GrantOrder);
         }
         Ok(self.verify(&claimed.signer)?)
     }
@@ -106,6 +141,9 @@ pub enum RemovalError {
     /// The list of nodes that stay is not in order.
     #[error("the nodes that stay are not in ascending order, each once")]
     KeepOrder,
+    /// The list of grants is not in order.
+    #[error("the grants that a removal names are not in ascending order, each once")]
+    GrantOrder,
 }
 
 #[cfg(test)]
@@ -125,16 +163,24 @@ mod tests {
             signer: node(2).public(),
             heir: node(3).public(),
             keep,
+            grants: vec![[3; 16], [4; 16]],
         };
         (removal, cluster)
     }
 
     #[test]
-    fn issuing_puts_the_nodes_that_stay_in_order() {
+    fn issuing_puts_the_lists_in_order() {
         let (removal, cluster) = removal();
         let keep = [&removal.keep[1], &removal.keep[0], &removal.keep[1]].map(|id| *id).to_vec();
-        let signed =
-            Signed::<Removal>::issue(cluster, removal.subject, removal.heir, keep, &node(2)).unwrap();
+        let signed = Signed::<Removal>::issue_naming(
+            cluster,
+            removal.subject,
+            removal.heir,
+            keep,
+            &[4, 3, 4].map(|byte| BodyId::from_bytes([byte; 32])),
+            &node(2),
+        )
+        .unwrap();
         assert_eq!(signed.check(&cluster), Ok(removal));
     }
 
@@ -150,6 +196,9 @@ mod tests {
             &[2],
             &[1; 16],
             &[2; 16],
+            &[2],
+            &[3; 16],
+            &[4; 16],
         ]
         .concat();
         assert_eq!(signed.body(), expected);
@@ -168,8 +217,11 @@ mod tests {
         assert_eq!(check(&own_heir, 2), Err(RemovalError::OwnHeir));
         let disordered = Removal { keep: good.keep.iter().rev().copied().collect(), ..good.clone() };
         assert_eq!(check(&disordered, 2), Err(RemovalError::KeepOrder));
-        let twice = Removal { keep: vec![good.keep[0]; 2], ..good };
+        let twice = Removal { keep: vec![good.keep[0]; 2], ..good.clone() };
         assert_eq!(check(&twice, 2), Err(RemovalError::KeepOrder));
+        for grants in [vec![[4; 16], [3; 16]], vec![[3; 16]; 2]] {
+            assert_eq!(check(&Removal { grants, ..good.clone() }, 2), Err(RemovalError::GrantOrder));
+        }
     }
 
     #[test]
@@ -180,8 +232,23 @@ mod tests {
             NodeId::from_bytes(id)
         });
         let (removal, cluster) = removal();
-        let issued =
-            Signed::<Removal>::issue(cluster, removal.subject, removal.heir, keep.collect(), &node(2));
-        assert_eq!(issued.unwrap().check(&cluster).unwrap().keep.len(), 16_384);
+        let grants: Vec<BodyId> = (0..1000 + MAX_GRANTS as u32)
+            .map(|n| {
+                let mut id = [0; 32];
+                id[..4].copy_from_slice(&n.to_be_bytes());
+                BodyId::from_bytes(id)
+            })
+            .collect();
+        let issued = Signed::<Removal>::issue_naming(
+            cluster,
+            removal.subject,
+            removal.heir,
+            keep.collect(),
+            &grants,
+            &node(2),
+        );
+        let removal = issued.unwrap().check(&cluster).unwrap();
+        assert_eq!((removal.keep.len(), removal.grants.len()), (16_384, MAX_GRANTS));
+        assert_eq!(removal.grants[0][..4], 1000u32.to_be_bytes());
     }
 }

@@ -5,12 +5,21 @@
 //! ```text
 //! public key   32 bytes; base64 in text, as `wg` shows it
 //! file         one line, see `armor`: hauberk-wireguard-1:<32 bytes and checksum in hex>
-//! PSK          HKDF-SHA256(psk_seed, salt = "hauberk wg psk v1",
+//! PSK          HKDF-SHA256(psk_seed(32) ‖ X25519(own WireGuard secret, peer's WireGuard key)(32),
+//!                salt = "hauberk wg psk v2",
 //!                info = lower node id(16) ‖ higher node id(16)
-//!                     ‖ its WireGuard key(32) of the lower ‖ of the higher(32) ‖ u64 LE epoch)
-//! check        first 16 bytes of HMAC-SHA256(C, prover's node id(16) ‖ binding(32))
-//! C            HKDF-SHA256(PSK, salt = "hauberk wg psk check v1", info = "")
+//!                     ‖ WireGuard key of the lower(32) ‖ of the higher(32) ‖ u64 LE epoch)
+//! check        first 16 bytes of HMAC-SHA256(C,
+//!                kind(1) ‖ prover's node id(16) ‖ binding(32) ‖ u64 LE epoch)
+//! C            HKDF-SHA256(PSK, salt = "hauberk wg psk check v2", info = "")
+//! kind         0 probe, 1 answer, 2 offer, 3 staged, 4 commit
 //! ```
+//!
+//! The two secrets of a PSK are concatenated, as in NIST SP 800-56C rev. 2, section 2 (a shared secret and an auxiliary
+//! one), and in the hybrid key exchange of TLS 1.3 (draft-ietf-tls-hybrid-design, section 3.3). Whoever lacks either of
+//! them cannot tell the PSK from a random one: the first keeps it from those who break X25519 later, the second
+//! from those who do not hold one of the two WireGuard keys. Both have one length only, and what they are for is in
+//! `info`.
 
 use crate::armor::{self, ArmorError};
 use crate::hexbytes::fixed_bytes;
@@ -195,15 +204,38 @@ pub struct PairEnd {
     pub wireguard: WgPublic,
 }
 
-/// The pre-shared key of the tunnel between two ends. Both nodes compute the same one, whichever
-/// end they name first. `epoch` counts the renewals.
-#[must_use]
-pub fn pair_psk(psk_seed: &Secret32, one: &PairEnd, other: &PairEnd, epoch: u64) -> Psk {
+/// The other end's WireGuard key is a point of low order: the shared secret would be zero, whoever computes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the other end's WireGuard key is of low order: whoever likes can compute what is shared with it")]
+pub struct WeakWgKey;
+
+/// The pre-shared key of the tunnel between two ends. Both nodes compute the same one. `secret` is that of
+/// `ours.wireguard`; `epoch` tells the keys of one session apart.
+///
+/// It takes the secret of one of the two WireGuard keys to compute it. So an end that shows by a [`psk_check`] that
+/// it has the key, and is not ourselves, holds the secret of the WireGuard key that it says is its own.
+///
+/// # Errors
+/// [`WeakWgKey`] (RFC 7748, section 6.1: the check for the all-zero value).
+pub fn pair_psk(
+    psk_seed: &Secret32,
+    ours: &PairEnd,
+    secret: &WgSecret,
+    theirs: &PairEnd,
+    epoch: u64,
+) -> Result<Psk, WeakWgKey> {
+    let lane = StaticSecret::from(*secret.expose()).diffie_hellman(&PublicKey::from(theirs.wireguard.0));
+    if !lane.was_contributory() {
+        return Err(WeakWgKey);
+    }
+    let mut secrets = Zeroizing::new([0; 64]);
+    secrets[..32].copy_from_slice(psk_seed.expose());
+    secrets[32..].copy_from_slice(lane.as_bytes());
     let order = |end: &PairEnd| (*end.node.as_bytes(), *end.wireguard.as_bytes());
-    let (low, high) = if order(one) <= order(other) { (one, other) } else { (other, one) };
-    Psk(hkdf32(
-        b"hauberk wg psk v1",
-        psk_seed.expose(),
+    let (low, high) = if order(ours) <= order(theirs) { (ours, theirs) } else { (theirs, ours) };
+    Ok(Psk(hkdf32(
+        b"hauberk wg psk v2",
+        &*secrets,
         &[
             low.node.as_bytes(),
             high.node.as_bytes(),
@@ -211,17 +243,40 @@ pub fn pair_psk(psk_seed: &Secret32, one: &PairEnd, other: &PairEnd, epoch: u64)
             high.wireguard.as_bytes(),
             &epoch.to_le_bytes(),
         ],
-    ))
+    )))
 }
 
-/// What `prover` sends in a session to show that it holds `psk`, without revealing it.
+/// What an end says when it shows that it holds a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum PskStep {
+    /// It holds this key; does the other end?
+    Probe = 0,
+    /// It does.
+    Answer = 1,
+    /// This key should be used.
+    Offer = 2,
+    /// It is installed, and answers.
+    Staged = 3,
+    /// Both ends have it installed.
+    Commit = 4,
+}
+
+/// What `prover` sends in a session to show that it holds `psk`, without revealing it, as it takes `step` in the
+/// agreement of number `epoch`.
 ///
 /// `binding` is the session's [`join_binding`](crate::SessionSecrets), so the value is worthless in
-/// another session; the prover is part of it, so an end cannot send back what it was sent.
+/// another session; the prover is part of it, so an end cannot send back what it was sent; step and number are, so
+/// that nothing that was said once can be said for something else, or later.
 #[must_use]
-pub fn psk_check(psk: &Psk, binding: &[u8; 32], prover: &NodeId) -> PskCheck {
-    let key = hkdf32(b"hauberk wg psk check v1", psk.expose(), &[]);
-    let mac = crate::secret::hmac(&key).chain_update(prover.as_bytes()).chain_update(binding).finalize();
+pub fn psk_check(psk: &Psk, binding: &[u8; 32], prover: &NodeId, step: PskStep, epoch: u64) -> PskCheck {
+    let key = hkdf32(b"hauberk wg psk check v2", psk.expose(), &[]);
+    let mac = crate::secret::hmac(&key)
+        .chain_update([step as u8])
+        .chain_update(prover.as_bytes())
+        .chain_update(binding)
+        .chain_update(epoch.to_le_bytes())
+        .finalize();
     let mut check = [0; 16];
     check.copy_from_slice(&mac.into_bytes()[..16]);
     PskCheck(check)

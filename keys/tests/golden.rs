@@ -8,8 +8,9 @@
 use mesh_keys::armor::ArmorError;
 use mesh_keys::{
     AdminKey, Admission, ClusterId, Genesis, GenesisFields, Identity, IdentityKey, JoinKey, JoinMode,
-    JoinModes, JoinToken, JoinWindow, NodeId, PairEnd, Secret32, Signed, SignedAdmission, SignedJoinPolicy,
-    SignedRemoval, SignedRevocation, SignedToken, Token, Tries, WgSecret, admin, pair_psk, psk_check,
+    JoinModes, JoinToken, JoinWindow, NodeId, PairEnd, PskStep, Secret32, Signed, SignedAdmission,
+    SignedJoinPolicy, SignedRemoval, SignedRevocation, SignedToken, Token, Tries, WeakWgKey, WgPublic,
+    WgSecret, admin, pair_psk, psk_check,
 };
 
 fn identity(byte: u8) -> Identity {
@@ -143,13 +144,13 @@ fn removal() {
     let node_3 = "351f60af58eda92d8fbae6ae5de8da53";
     assert_eq!(
         hex::encode(signed.body()),
-        format!("{CLUSTER}{PUBLIC_2}{PUBLIC_1}{heir}02{node_3}{NODE_1}"),
+        format!("{CLUSTER}{PUBLIC_2}{PUBLIC_1}{heir}02{node_3}{NODE_1}00"),
         "the nodes that stay are in ascending order"
     );
-    let signature = "2d107718ead381cf79f9b886885c883ee64d39fe9b75e5c2f3353d1a25dcc359\
-574a9d7432c0e8ad994671e9807e8f5de6e19a1498ce60acec9b6d97b4a5540e";
+    let signature = "d46fcc021be29245ed96601a51f1c5001fce95d02cc16db70ee55fbeb439955a\
+fc64d759bcf011c280aaca2ff9961e5ee527d28b03cd363e19ab12ba64229c06";
     assert_eq!(signed.signature().to_string(), signature);
-    assert_eq!(signed.id().to_string(), "3cfd409a3cd8ce8348c8c5199b5ef92f5a98a47b8cfcd04134b36f2326b9e95f");
+    assert_eq!(signed.id().to_string(), "74b137e26558ce3abf8d1aa841163f2a19a7bc6bbd8dcaac24831fc634cc6dcd");
     assert!(signed.check(&cluster).is_ok());
 }
 
@@ -264,10 +265,47 @@ fn wireguard_keys_and_the_psk_of_a_pair() {
     assert_eq!(a.public().to_string(), "pOCSkrZRwni5dyxWn1+puxPZBrRqtoyd+dwrRAn4ogk=");
     assert_eq!(b.public().to_string(), "zo060cy2M+x7cMF4FKXHbs0CloUFDTRHRboFhw5YfVk=");
     let end = |id: &str, key: &WgSecret| PairEnd { node: id.parse().unwrap(), wireguard: key.public() };
-    let psk = pair_psk(&Secret32::from_bytes([3; 32]), &end(NODE_2, &b), &end(NODE_1, &a), 5);
-    assert_eq!(hex::encode(psk.expose()), "57253b6829058bdf47fdd2d166b2bf4009a9a4af6c6113af8679f671e6315be8");
-    let check = psk_check(&psk, &[9; 32], &NODE_1.parse().unwrap());
-    assert_eq!(check.to_string(), "76176f8340e9d98d3b32920124f5f6a1");
+    let (one, two) = (end(NODE_1, &a), end(NODE_2, &b));
+    let seed = Secret32::from_bytes([3; 32]);
+    let psk = pair_psk(&seed, &two, &b, &one, 5).unwrap();
+    assert_eq!(hex::encode(psk.expose()), "5432e4735f3d1350bef3fa67b019cbc8fb9221a31f33242c120c229df5bc7c01");
+    assert_eq!(pair_psk(&seed, &one, &a, &two, 5).unwrap(), psk);
+    for (step, expected) in [
+        (PskStep::Probe, "a91034743ae2d3fa9d0a2213ded5e940"),
+        (PskStep::Answer, "97973eae38c0675ac40530f9fa204383"),
+        (PskStep::Offer, "4a65df4df5fff525221cac2897c1de12"),
+        (PskStep::Staged, "ea1469f1feb8688d66937122e451bcfc"),
+        (PskStep::Commit, "9976680069d7260233974d167a28f8a8"),
+    ] {
+        assert_eq!(psk_check(&psk, &[9; 32], &one.node, step, 5).to_string(), expected);
+    }
+}
+
+#[test]
+fn a_tunnel_key_of_low_order_gives_no_psk() {
+    let secret = WgSecret::from_bytes(&[1; 32]);
+    let ours = PairEnd { node: NODE_1.parse().unwrap(), wireguard: secret.public() };
+    // The points of order 1, 2, 4 and 8 of the curve, and non-canonical forms of them: u = 0, 1, the two of order 8,
+    // p - 1, p, p + 1.
+    for weak in [
+        "0000000000000000000000000000000000000000000000000000000000000000",
+        "0100000000000000000000000000000000000000000000000000000000000000",
+        "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
+        "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
+        "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "0000000000000000000000000000000000000000000000000000000000000080",
+    ] {
+        let mut key = [0; 32];
+        hex::decode_to_slice(weak, &mut key).unwrap();
+        let theirs = PairEnd { node: NODE_2.parse().unwrap(), wireguard: WgPublic::from_bytes(key) };
+        assert_eq!(
+            pair_psk(&Secret32::from_bytes([3; 32]), &ours, &secret, &theirs, 5),
+            Err(WeakWgKey),
+            "{weak}"
+        );
+    }
 }
 
 #[test]

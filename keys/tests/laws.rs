@@ -242,22 +242,36 @@ proptest! {
         seed in any::<[u8; 32]>(), a in any::<[u8; 16]>(), b in any::<[u8; 16]>(),
         wg_a in any::<[u8; 32]>(), wg_b in any::<[u8; 32]>(), epoch in any::<u64>(), bit in 0usize..128,
     ) {
+        let (wg_a, wg_b) = (WgSecret::from_bytes(&wg_a), WgSecret::from_bytes(&wg_b));
         prop_assume!(a != b && wg_a != wg_b);
-        let end = |node, key| PairEnd { node: NodeId::from_bytes(node), wireguard: WgPublic::from_bytes(key) };
+        let end = |node, key: &WgSecret| PairEnd { node: NodeId::from_bytes(node), wireguard: key.public() };
+        let (end_a, end_b) = (end(a, &wg_a), end(b, &wg_b));
         let secret = Secret32::from_bytes(seed);
-        let psk = pair_psk(&secret, &end(a, wg_a), &end(b, wg_b), epoch);
-        prop_assert_eq!(&pair_psk(&secret, &end(b, wg_b), &end(a, wg_a), epoch), &psk);
-        prop_assert_ne!(&pair_psk(&secret, &end(a, wg_b), &end(b, wg_a), epoch), &psk);
-        prop_assert_ne!(&pair_psk(&secret, &end(a, wg_a), &end(b, wg_b), epoch ^ 1 << (bit % 64)), &psk);
+        let psk = pair_psk(&secret, &end_a, &wg_a, &end_b, epoch).unwrap();
+        prop_assert_eq!(&pair_psk(&secret, &end_b, &wg_b, &end_a, epoch).unwrap(), &psk);
+        let swapped = (end(a, &wg_b), end(b, &wg_a));
+        prop_assert_ne!(&pair_psk(&secret, &swapped.0, &wg_b, &swapped.1, epoch).unwrap(), &psk);
+        let other_epoch = epoch ^ 1 << (bit % 64);
+        prop_assert_ne!(&pair_psk(&secret, &end_a, &wg_a, &end_b, other_epoch).unwrap(), &psk);
         let mut other = seed;
         other[bit / 8] ^= 1 << (bit % 8);
-        prop_assert_ne!(&pair_psk(&Secret32::from_bytes(other), &end(a, wg_a), &end(b, wg_b), epoch), &psk);
+        let other_seed = Secret32::from_bytes(other);
+        prop_assert_ne!(&pair_psk(&other_seed, &end_a, &wg_a, &end_b, epoch).unwrap(), &psk);
+        // Who says that the first key is its own, and has another's secret.
+        let without = WgSecret::from_bytes(&other);
+        prop_assume!(without != wg_a);
+        prop_assert_ne!(&pair_psk(&secret, &end_a, &without, &end_b, epoch).unwrap(), &psk);
 
         let (prover, verifier) = (NodeId::from_bytes(a), NodeId::from_bytes(b));
-        let check = psk_check(&psk, &seed, &prover);
-        prop_assert!(check.matches(&psk_check(&psk, &seed, &prover)));
-        prop_assert!(!check.matches(&psk_check(&psk, &seed, &verifier)), "an echo proves nothing");
-        prop_assert!(!check.matches(&psk_check(&psk, &other, &prover)), "another session");
+        let check = |binding, who, step, epoch| psk_check(&psk, binding, who, step, epoch);
+        let said = check(&seed, &prover, PskStep::Staged, epoch);
+        prop_assert!(said.matches(&check(&seed, &prover, PskStep::Staged, epoch)));
+        prop_assert!(!said.matches(&check(&seed, &verifier, PskStep::Staged, epoch)), "an echo proves nothing");
+        prop_assert!(!said.matches(&check(&other, &prover, PskStep::Staged, epoch)), "another session");
+        prop_assert!(!said.matches(&check(&seed, &prover, PskStep::Staged, other_epoch)), "another agreement");
+        for step in [PskStep::Probe, PskStep::Answer, PskStep::Offer, PskStep::Commit] {
+            prop_assert!(!said.matches(&check(&seed, &prover, step, epoch)), "another step");
+        }
     }
 
     #[test]

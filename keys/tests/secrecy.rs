@@ -41,7 +41,8 @@ fn debug_output_of_secrets_shows_no_secret_byte() {
     let key = GroupKey::from_secret(secret());
     assert_hidden("GroupKey", &key, &bytes);
     assert_hidden("Sealer", &Sealer::new(&key, NodeId::from_bytes([1; 16]), &mut rng), &bytes);
-    assert_hidden("Opener", &Opener::new(&[key], 1).unwrap(), &bytes);
+    assert_hidden("Opener", &Opener::new(NodeId::from_bytes([2; 16]), &[key], 1).unwrap(), &bytes);
+    assert_hidden("PairSecret", &PairSecret::from_secret(secret()), &bytes);
     assert_hidden("SessionSecrets", &SessionSecrets { join_binding: [0; 32], psk_seed: secret() }, &bytes);
 }
 

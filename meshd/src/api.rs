@@ -1,6 +1,6 @@
 //! The control API: HTTP/JSON on a unix socket that only root may use (see [`mesh_core::api`]).
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,12 +12,12 @@ use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response as HttpResponse};
 use axum::routing::{get, post};
 use mesh_core::api::{
-    ApiError, AttachRequest, AttachmentId, ErrorCode, GcRequest, JoinWindowRequest, RemovalRequest,
-    RevocationRequest, TokenRequest,
+    ApiError, AttachRequest, AttachmentId, DEFAULT_SOCKET, ErrorCode, GcRequest, JoinWindowRequest,
+    RemovalRequest, RevocationRequest, TokenRequest,
 };
 use mesh_core::node::{Request, Response};
 use mesh_core::view::Delta;
-use mesh_sys::files;
+use mesh_sys::files::{self, Ours};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
@@ -30,7 +30,17 @@ use crate::daemon::Call;
 /// A living daemon has it, or the directory cannot be used.
 pub fn bind(path: &Path) -> Result<UnixListener> {
     if let Some(dir) = path.parent() {
-        files::secure_dir(dir, 0o755)?;
+        let ours =
+            if Some(dir) == Path::new(DEFAULT_SOCKET).parent() { Ours::Known } else { Ours::WhenEmpty };
+        files::secure_dir(dir, 0o755, ours)?;
+    }
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            bail!("{} is there and is no socket: it is left as it is; give another path", path.display());
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| path.display().to_string()),
     }
     match std::os::unix::net::UnixStream::connect(path) {
         Ok(_) => bail!("another meshd answers on {}", path.display()),
@@ -294,4 +304,41 @@ async fn unknown(uri: Uri) -> HttpResponse {
         ErrorCode::NotFound,
         format!("this daemon has no {}; is it older than the program that asks?", uri.path()),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_a_stale_socket_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/meshd.sock");
+        let living = bind(&path).unwrap();
+        assert!(format!("{:#}", bind(&path).unwrap_err()).contains("another meshd answers"));
+        drop(living);
+        drop(bind(&path).unwrap());
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+
+        // A key file, say.
+        let file = dir.path().join("run/key");
+        std::fs::write(&file, "precious").unwrap();
+        let link = dir.path().join("run/link");
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        for path in [&file, &link, &dir.path().join("run")] {
+            let error = format!("{:#}", bind(path).unwrap_err());
+            assert!(error.contains("is no socket"), "{error}");
+        }
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_others_use_is_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("of-others"), "").unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o1777)).unwrap();
+        let error = format!("{:#}", bind(&dir.path().join("meshd.sock")).unwrap_err());
+        assert!(error.contains("open to others"), "{error}");
+        assert_eq!(std::fs::metadata(dir.path()).unwrap().permissions().mode() & 0o7777, 0o1777);
+    }
 }

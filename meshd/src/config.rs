@@ -4,16 +4,19 @@
 //! line. Lists are separated by commas in the environment. What comes later replaces what came before, lists
 //! as a whole.
 
+use std::borrow::Cow;
+use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use ipnet::Ipv4Net;
 use mesh_core::api::{DEFAULT_SOCKET, DEFAULT_STATE_DIR};
 use mesh_keys::cluster::{GenesisFields, MAX_ADMIN_KEYS, check_name};
 use mesh_keys::{IdentityKey, admin};
 use mesh_sys::files::read_limited;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 /// Where the configuration file is, unless `--config` says otherwise.
 pub const DEFAULT_CONFIG: &str = "/etc/meshd/meshd.toml";
@@ -187,17 +190,48 @@ impl Settings {
                 return Err(error).with_context(|| format!("configuration file {}", path.display()));
             }
         };
-        toml::from_str(&text).with_context(|| format!("configuration file {}", path.display()))
+        Self::from_toml(&text).with_context(|| format!("configuration file {}", path.display()))
     }
 
-    /// Reads the variables `MESHD_…`. One that is no setting is refused: most likely it is misspelt.
+    /// Reads settings. What is said of a mistake names the place and what should be there, never what is there: it may be
+    /// a secret.
+    fn from_toml(text: &str) -> Result<Self> {
+        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            anyhow!("line {}: {}", before.matches('\n').count() + 1, error.message())
+        })?;
+        Self::from_table(table)
+    }
+
+    fn from_table(table: toml::Table) -> Result<Self> {
+        for (key, value) in &table {
+            let alone = toml::Table::from_iter([(key.clone(), value.clone())]);
+            if let Err(error) = alone.try_into::<Self>() {
+                let message = error.message().to_owned();
+                // What was found stands before what was expected.
+                let expected = message.rsplit_once("expected ").map_or("something else", |(_, what)| what);
+                if message.starts_with("unknown field") {
+                    bail!("{key} is no setting; there are {}", expected.trim_start_matches("one of "));
+                }
+                bail!("{key}: expected {expected}");
+            }
+        }
+        // Each is as it should be alone.
+        table.try_into().map_err(|error: toml::de::Error| anyhow!("{}", error.message()))
+    }
+
+    /// Reads the variables `MESHD_…`. One that is no setting is refused: most likely it is misspelt. The others are of no
+    /// concern, whatever is in them.
     ///
     /// # Errors
-    /// Names the variable.
-    pub fn from_env(vars: impl Iterator<Item = (String, String)>) -> Result<Self> {
+    /// Names the variable, never its contents.
+    pub fn from_env(vars: impl Iterator<Item = (OsString, OsString)>) -> Result<Self> {
         let mut table = toml::Table::new();
         for (name, value) in vars {
+            let name = name.to_string_lossy();
             let Some(key) = name.strip_prefix("MESHD_") else { continue };
+            let value =
+                value.into_string().map_err(|_| anyhow!("environment variable {name} is not UTF-8"))?;
             let key = key.to_ascii_lowercase().replace('_', "-");
             if key == "config" {
                 continue;
@@ -211,13 +245,13 @@ impl Settings {
                     value
                         .trim()
                         .parse()
-                        .with_context(|| format!("environment variable {name}: {value:?} is not a number"))?,
+                        .with_context(|| format!("environment variable {name} is not a number"))?,
                 ),
                 _ => toml::Value::String(value),
             };
             table.insert(key, value);
         }
-        table.try_into().context("environment variables MESHD_…")
+        Self::from_table(table).context("environment variables MESHD_…")
     }
 
     /// The settings of `self`, each replaced by that of `over` where it has one.
@@ -257,6 +291,7 @@ impl Settings {
     /// # Errors
     /// Names the setting and the likely mistake.
     pub fn check(self) -> Result<Config> {
+        self.check_for_secrets()?;
         let secret = match (self.password_file, self.key_file, self.token_file) {
             (Some(file), None, None) => SecretSource::PasswordFile(file),
             (None, Some(file), None) => SecretSource::KeyFile(file),
@@ -268,6 +303,11 @@ impl Settings {
         };
         let port = nonzero("port", self.port.unwrap_or(CONTROL_PORT))?;
         let wireguard_port = nonzero("wireguard-port", self.wireguard_port.unwrap_or(WIREGUARD_PORT))?;
+        if wireguard_port == port {
+            bail!(
+                "wireguard-port: {port} is the port of the control plane, which takes TCP and UDP: give another one here or for `port`"
+            );
+        }
         let join = self
             .join
             .unwrap_or_default()
@@ -332,6 +372,37 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// A secret that stands where a file is to be named would go into the log with the next error. It is in the command
+    /// line or the environment then, too.
+    fn check_for_secrets(&self) -> Result<()> {
+        let files = [
+            ("password-file", &self.password_file),
+            ("key-file", &self.key_file),
+            ("token-file", &self.token_file),
+        ];
+        let files = files.iter().filter_map(|(name, path)| Some((*name, path.as_ref()?.to_string_lossy())));
+        let admin_keys = self.admin_key.iter().flatten().filter(|text| !admin::is_public_text(text));
+        let admin_keys = admin_keys.map(|text| ("admin-key", Cow::Borrowed(text.as_str())));
+        for (name, text) in files.chain(admin_keys) {
+            if is_secret(&text) {
+                let what = if name == "admin-key" { "the public key, or a file with it" } else { "a file" };
+                bail!(
+                    "{name}: this is a secret itself, and was to be {what}; others may have seen it by now: make a new one"
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a text is a key or token, or looks like one.
+fn is_secret(text: &str) -> bool {
+    let text = text.trim_start();
+    (text.starts_with("hauberk-") && text.contains(':'))
+        || (text.starts_with("hbt1.") && text.matches('.').count() >= 4)
+}
+
 fn nonzero(name: &str, port: u16) -> Result<u16> {
     if port == 0 { bail!("{name}: 0 is no port that others could reach") } else { Ok(port) }
 }
@@ -375,10 +446,14 @@ fn admin_keys(texts: &[String]) -> Result<Vec<IdentityKey>> {
         let key = if admin::is_public_text(text) {
             admin::public_from_text(text).context("admin-key")?
         } else {
-            let bytes = read_limited(Path::new(text), MAX_KEY_FILE).with_context(|| {
-                format!("admin-key: {text:?} is neither a public key nor a file with one")
-            })?;
-            admin::public_from_text(&String::from_utf8_lossy(&bytes)).with_context(|| {
+            let bytes =
+                read_limited(Path::new(text), MAX_KEY_FILE).map(Zeroizing::new).with_context(|| {
+                    format!("admin-key: {text:?} is neither a public key nor a file with one")
+                })?;
+            // The secret one may be in there.
+            let contents =
+                std::str::from_utf8(&bytes).with_context(|| format!("admin-key file {text} is not text"))?;
+            admin::public_from_text(contents).with_context(|| {
                 format!("admin-key file {text}: it must hold the public key, which `meshctl keygen --admin` prints; the secret one stays off the nodes")
             })?
         };
@@ -439,7 +514,7 @@ mod tests {
     use super::*;
 
     fn settings(toml: &str) -> Result<Settings> {
-        Ok(toml::from_str(toml)?)
+        Settings::from_toml(toml)
     }
 
     fn error(toml: &str) -> String {
@@ -451,7 +526,7 @@ mod tests {
         let file = settings("password-file = '/f'\nname = 'file'\njoin = ['a', 'b']").unwrap();
         let env = Settings::from_env(
             [("MESHD_NAME", "env"), ("MESHD_JOIN", "c:1, d"), ("PATH", "x"), ("MESHD_MTU", "1300")]
-                .map(|(k, v)| (k.to_owned(), v.to_owned()))
+                .map(|(k, v)| (k.into(), v.into()))
                 .into_iter(),
         )
         .unwrap();
@@ -481,6 +556,9 @@ mod tests {
             ("password-file='/p'\nadvertise=['192.0.2.1:6783']", "advertise"),
             ("password-file='/p'\nmtu=100", "mtu"),
             ("password-file='/p'\nport=0", "port"),
+            ("password-file='/p'\nport=6784", "wireguard-port"),
+            ("password-file='/p'\nadmin-key=[]\nadmin-keys=[]", "duplicate"),
+            ("password-file='/p'\nname='a'\nname='b'", "line 3"),
             ("password-file='/p'\nstate-dir='x'", "state-dir"),
             ("password-file='/p'\nmetrics-listen='here'", "metrics-listen"),
             ("pasword-file='/p'", "pasword-file"),
@@ -489,8 +567,45 @@ mod tests {
             let error = error(toml);
             assert!(error.contains(words), "{toml:?}: {error}");
         }
-        let env = [("MESHD_JION".to_owned(), "a".to_owned())];
+        let env = [("MESHD_JION".into(), "a".into())];
         assert!(format!("{:#}", Settings::from_env(env.into_iter()).unwrap_err()).contains("jion"));
+    }
+
+    #[test]
+    fn no_mistake_tells_what_might_be_a_secret() {
+        let (secret, token) = ("hunter2correcthorse", "hbt1.a.b.hunter2correcthorse.c");
+        for toml in [
+            format!("password = '{secret}'"),
+            format!("password-file = ['{secret}', 1]\nmtu = 1"),
+            format!("mtu = '{secret}, expected {secret}'"),
+            format!("log-format = '{secret}'\nkey-file = '/k'"),
+            format!("name = 'a'\npassword: {secret}"),
+            format!("password = {secret}"),
+            format!("key-file = 'hauberk-key-1:{secret}'"),
+            format!("token-file = '{token}'"),
+            format!("key-file = '/k'\nadmin-key = ['hauberk-admin-1:{secret}']"),
+        ] {
+            let error = error(&toml);
+            assert!(!error.contains("hunter2"), "{toml}: {error}");
+            let key = toml.lines().next().unwrap().split([' ', ':']).next().unwrap();
+            assert!(error.contains(key) || error.contains("line") || error.contains("admin-key"), "{error}");
+        }
+        let env = |name: &str| [(name.into(), secret.into())].into_iter();
+        for name in ["MESHD_PORT", "MESHD_PASSWORD", "MESHD_LOG_FORMAT"] {
+            let error = format!("{:#}", Settings::from_env(env(name)).unwrap_err());
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_variables_of_ours_have_to_be_text() {
+        use std::os::unix::ffi::OsStringExt as _;
+        let bytes = || OsString::from_vec(vec![b'M', 0xff]);
+        let others = [(bytes(), "x".into()), ("PS1".into(), bytes()), ("MESHD_NAME".into(), "n".into())];
+        assert_eq!(Settings::from_env(others.into_iter()).unwrap().name.as_deref(), Some("n"));
+        let ours = [("MESHD_NAME".into(), bytes())];
+        let error = format!("{:#}", Settings::from_env(ours.into_iter()).unwrap_err());
+        assert!(error.contains("MESHD_NAME"), "{error}");
     }
 
     #[test]
@@ -500,7 +615,8 @@ mod tests {
         let file = dir.path().join("admin.pub");
         std::fs::write(&file, format!("{}\n", admin::public_to_text(&secret.public()))).unwrap();
         let given = [file.display().to_string(), admin::public_to_text(&other.public())];
-        let env = [("MESHD_ADMIN_KEYS".to_owned(), given.join(",")), ("MESHD_KEY_FILE".into(), "/k".into())];
+        let env =
+            [("MESHD_ADMIN_KEYS".into(), given.join(",").into()), ("MESHD_KEY_FILE".into(), "/k".into())];
         let config = Settings::from_env(env.into_iter()).unwrap().check().unwrap();
         let mut expected = vec![secret.public(), other.public()];
         expected.sort_unstable();

@@ -1,13 +1,13 @@
 //! The daemon: one loop around [`mesh_core::node::Node`], and the tasks that do its input and output.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
-use mesh_core::api::{AttachmentId, HEARTBEAT_FILE};
+use mesh_core::api::AttachmentId;
 use mesh_core::node::{self, Input, JoinSecret, LaneConfig, Node, Output, RequestId, Response, Seed};
 use mesh_core::time::Time;
 use mesh_keys::JoinToken;
@@ -19,10 +19,11 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use zeroize::Zeroizing;
 
-use crate::config::{Config, SecretSource};
+use crate::config::{Config, JoinAddress, SecretSource};
 use crate::datagrams::Datagrams;
 use crate::dataplane;
 use crate::links::{LinkEvent, Links};
+use crate::marks::{Heartbeat, Starts};
 use crate::session::{self, TlsIdentity};
 use crate::store::Store;
 use crate::{api, http, remains};
@@ -48,9 +49,6 @@ const CLOCK_SLACK: u64 = 2;
 /// Longest password or key file.
 const MAX_SECRET_FILE: usize = 4096;
 
-/// Beside the control socket: generation of the last start on this host.
-const START_FILE: &str = "start";
-
 /// A request of the control API on its way to the node.
 #[derive(Debug)]
 pub struct Call {
@@ -65,10 +63,14 @@ pub struct Call {
 /// # Errors
 /// What keeps it from starting, in one sentence with its causes.
 pub async fn run(config: Config) -> Result<()> {
+    match raise_open_files() {
+        Ok(limit) => tracing::debug!(limit, "open files"),
+        Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
+    }
     let store = Store::open(&config.state_dir)?;
     let identity = store.identity(&mut OsRng)?;
     let lane_key = store.lane_key(0, &mut OsRng)?;
-    let stored = store.load()?;
+    let mut stored = store.read()?;
     let me = identity.public();
     tracing::info!(node = %me.node_id(), name = config.name, version = env!("CARGO_PKG_VERSION"), "meshd starts");
     let secret = join_secret(config.secret.clone(), me, stored.view.is_some()).await?;
@@ -83,7 +85,7 @@ pub async fn run(config: Config) -> Result<()> {
     let datagrams = Datagrams::bind(config.port).with_context(|| {
         format!("port: cannot listen on UDP {}; is another meshd running on this host?", config.port)
     })?;
-    let (calls, mut called) = mpsc::channel::<Call>(QUEUE);
+    let (calls, called) = mpsc::channel::<Call>(QUEUE);
     let metrics = match config.metrics_listen {
         Some(address) => Some(
             TcpListener::bind(address)
@@ -94,21 +96,17 @@ pub async fn run(config: Config) -> Result<()> {
     };
     let socket = api::bind(&config.control_socket).context("control-socket")?;
     let boot = boot_id()?;
-    let mut starts = Starts::new(&config.control_socket, &boot);
+    let starts = Starts::new(&config.control_socket, &boot);
     let previous_start = starts.read();
+    let mut stop = std::pin::pin!(stop_signal()?);
 
     let tls = TlsIdentity::new(&identity)?;
-    let (inputs, mut input) = mpsc::channel::<Input>(QUEUE);
-    let (received, mut datagrams_received) = mpsc::channel::<Input>(QUEUE);
-    let (link_events, mut links_happened) = mpsc::channel::<LinkEvent>(QUEUE);
+    let (inputs, input) = mpsc::channel::<Input>(QUEUE);
+    let (received, datagrams_received) = mpsc::channel::<Input>(QUEUE);
+    let (link_events, links_happened) = mpsc::channel::<LinkEvent>(QUEUE);
     let (desired, desired_seen) = watch::channel(None);
 
-    let lane = LaneConfig {
-        index: 0,
-        device: "meshwg0".to_owned(),
-        port: config.wireguard_port,
-        key: lane_key.public(),
-    };
+    let lane = LaneConfig::new(0, "meshwg0", config.wireguard_port, lane_key.clone());
     let plane = dataplane::Options {
         mesh_wg: config.mesh_wg.clone(),
         lanes: vec![dataplane::LaneSecret { device: lane.device.clone(), secret: lane_key }],
@@ -127,7 +125,8 @@ pub async fn run(config: Config) -> Result<()> {
         block_prefix: 24,
         admin_keys: config.admin_key.clone(),
         secret,
-        seeds: resolve(&config).await,
+        // Names are resolved while the node runs: that may take long, and fail.
+        seeds: config.join.iter().map(unresolved).collect(),
         advertise: config.advertise.clone(),
         control_port: config.port,
         max_calls: node::MAX_CALLS,
@@ -142,9 +141,20 @@ pub async fn run(config: Config) -> Result<()> {
     OsRng.fill_bytes(&mut *seed);
     let origin = Instant::now();
     let clock = move || Time::from_origin(origin.elapsed());
+    // Counted when nothing can fail any more, and noted at once: a start that is counted and not noted leaves the next
+    // one in doubt.
+    store.count_start(&mut stored)?;
     let mut node = Node::new(node_config, identity, stored, *seed, clock());
-    let mut shell =
-        Shell { store, datagrams, desired, answers: BTreeMap::new(), requests: 0, dead_letters: Vec::new() };
+    let mut shell = Shell {
+        store,
+        starts,
+        datagrams,
+        desired,
+        answers: BTreeMap::new(),
+        requests: 0,
+        dead_letters: Vec::new(),
+    };
+    shell.starts.note(node.start_to_note());
 
     let mut wall_clock = WallClock::default();
     wall_clock.tell(&mut node, clock());
@@ -163,13 +173,17 @@ pub async fn run(config: Config) -> Result<()> {
     housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut looks = tokio::time::interval(LOOK_FOR_REMAINS);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut stop = std::pin::pin!(stop_signal()?);
 
+    let mut inbox = Inbox { links: links_happened, input, called, datagrams: datagrams_received };
     loop {
-        starts.note(node.start_to_note());
+        // Also while more comes in than can be dealt with.
+        if next <= clock() {
+            node.handle(Input::Tick, clock());
+            next = shell.drain(&mut node, &mut links, clock)?;
+        }
         let wait = next.since(clock());
+        // In no order: whoever has most to say does not keep the others waiting.
         tokio::select! {
-            biased;
             () = &mut stop => {
                 tracing::info!("meshd stops; devices, routes and rules stay as they are");
                 return Ok(());
@@ -177,17 +191,18 @@ pub async fn run(config: Config) -> Result<()> {
             ended = &mut plane => {
                 return ended.context("the kernel task")?.context("the kernel task ended");
             }
-            Some(event) = links_happened.recv() => {
-                if let Some(input) = links.happened(event) {
-                    node.handle(input, clock());
+            arrived = inbox.next() => match arrived {
+                Arrived::Link(event) => {
+                    if let Some(input) = links.happened(event) {
+                        node.handle(input, clock());
+                    }
                 }
-            }
-            Some(input) = input.recv() => node.handle(input, clock()),
-            Some(call) = called.recv() => {
-                let id = shell.register(call.answer);
-                node.handle(Input::Request(id, call.request), clock());
-            }
-            Some(input) = datagrams_received.recv() => node.handle(input, clock()),
+                Arrived::Input(input) => node.handle(input, clock()),
+                Arrived::Call(call) => {
+                    let id = shell.register(call.answer);
+                    node.handle(Input::Request(id, call.request), clock());
+                }
+            },
             () = tokio::time::sleep(wait) => node.handle(Input::Tick, clock()),
             _ = housekeeping.tick() => {
                 shell.bury(&mut node, clock());
@@ -210,9 +225,53 @@ pub async fn run(config: Config) -> Result<()> {
     }
 }
 
+/// What waits for the node, from all sides.
+struct Inbox {
+    links: mpsc::Receiver<LinkEvent>,
+    input: mpsc::Receiver<Input>,
+    called: mpsc::Receiver<Call>,
+    datagrams: mpsc::Receiver<Input>,
+}
+
+/// What is next.
+enum Arrived {
+    Link(LinkEvent),
+    Input(Input),
+    Call(Call),
+}
+
+impl Inbox {
+    /// Each side that has something gets its turn soon, however much the others have. Can be dropped and called again
+    /// without losing anything.
+    async fn next(&mut self) -> Arrived {
+        tokio::select! {
+            Some(event) = self.links.recv() => Arrived::Link(event),
+            Some(input) = self.input.recv() => Arrived::Input(input),
+            Some(call) = self.called.recv() => Arrived::Call(call),
+            Some(input) = self.datagrams.recv() => Arrived::Input(input),
+            else => std::future::pending().await,
+        }
+    }
+}
+
+/// Has the process open as many files as the host permits: a member may have a session with each of thousands of others
+/// at a time, and the customary limit is 1,024.
+///
+/// # Errors
+/// Those of the kernel.
+fn raise_open_files() -> nix::Result<u64> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    }
+    Ok(hard)
+}
+
 /// What the loop owns besides the node.
 struct Shell {
     store: Store,
+    starts: Starts,
     datagrams: Datagrams,
     desired: watch::Sender<Option<(u64, Arc<mesh_core::host::HostState>)>>,
     answers: BTreeMap<RequestId, oneshot::Sender<Result<Response, mesh_core::api::ApiError>>>,
@@ -236,6 +295,8 @@ impl Shell {
     /// Why the node cannot work on this host.
     fn drain(&mut self, node: &mut Node, links: &mut Links, clock: impl Fn() -> Time) -> Result<Time> {
         loop {
+            // Before anybody hears of what was written.
+            self.starts.note(node.start_to_note());
             let answer = match node.poll_output() {
                 Output::Timeout(next) => {
                     self.unlink_tombstones(node);
@@ -349,52 +410,6 @@ fn look_for_remains(node: &Node, inputs: mpsc::Sender<Input>, begun: Time) {
     });
 }
 
-/// Tells the CNI plugin that the daemon was able to serve a moment ago.
-struct Heartbeat(PathBuf);
-
-impl Heartbeat {
-    /// The plugin looks for it beside the socket.
-    fn new(socket: &Path) -> Self {
-        Self(socket.with_file_name(HEARTBEAT_FILE))
-    }
-
-    fn beat(&self) {
-        // The plugin takes a missing heartbeat for a daemon that is gone: a warning is all there is to do.
-        if let Err(error) = std::fs::write(&self.0, b"") {
-            tracing::warn!(path = %self.0.display(), %error, "heartbeat cannot be written");
-        }
-    }
-}
-
-/// Remembers the last start on this host until its next boot. Nobody who copies the state directory copies this.
-struct Starts {
-    path: PathBuf,
-    boot: String,
-    noted: Option<u64>,
-}
-
-impl Starts {
-    /// Beside the control socket.
-    fn new(socket: &Path, boot: &str) -> Self {
-        Self { path: socket.with_file_name(START_FILE), boot: boot.to_owned(), noted: None }
-    }
-
-    /// Generation of the last start that was noted since the host's boot.
-    fn read(&self) -> Option<u64> {
-        let text = std::fs::read_to_string(&self.path).ok()?;
-        text.strip_prefix(&self.boot)?.trim().parse().ok()
-    }
-
-    fn note(&mut self, generation: Option<u64>) {
-        let Some(generation) = generation.filter(|_| generation != self.noted) else { return };
-        self.noted = Some(generation);
-        if let Err(error) = std::fs::write(&self.path, format!("{} {generation}\n", self.boot)) {
-            // The next start will have to be confirmed by another member.
-            tracing::warn!(path = %self.path.display(), %error, "this start cannot be noted");
-        }
-    }
-}
-
 async fn join_secret(
     source: SecretSource,
     me: mesh_keys::IdentityKey,
@@ -404,7 +419,7 @@ async fn join_secret(
         // Used, expired or gone: a member has no need of it.
         SecretSource::TokenFile(_) if is_member => Ok(JoinSecret::None),
         SecretSource::TokenFile(path) => {
-            let bytes = Zeroizing::new(files::read_secret(&path, MAX_SECRET_FILE).context("token-file")?);
+            let bytes = files::read_secret(&path, MAX_SECRET_FILE).context("token-file")?;
             let text = std::str::from_utf8(&bytes)
                 .with_context(|| format!("token-file {} is not text", path.display()))?;
             let token =
@@ -412,7 +427,7 @@ async fn join_secret(
             Ok(JoinSecret::Token(Box::new(token)))
         }
         SecretSource::KeyFile(path) => {
-            let bytes = Zeroizing::new(files::read_secret(&path, MAX_SECRET_FILE).context("key-file")?);
+            let bytes = files::read_secret(&path, MAX_SECRET_FILE).context("key-file")?;
             let text = std::str::from_utf8(&bytes)
                 .with_context(|| format!("key-file {} is not text", path.display()))?;
             Ok(JoinSecret::Key(
@@ -420,8 +435,8 @@ async fn join_secret(
             ))
         }
         SecretSource::PasswordFile(path) => {
-            let contents = files::read_secret(&path, MAX_SECRET_FILE).context("password-file")?;
-            let password = Password::from_file_contents(contents)
+            let mut contents = files::read_secret(&path, MAX_SECRET_FILE).context("password-file")?;
+            let password = Password::from_file_contents(std::mem::take(&mut *contents))
                 .with_context(|| format!("password-file {}", path.display()))?;
             if let Some(weakness) = password.weakness() {
                 tracing::warn!("password-file: {weakness}");
@@ -475,6 +490,12 @@ async fn accept(listener: TcpListener, tls: TlsIdentity, events: mpsc::Sender<Li
     }
 }
 
+/// A seed as it is given: an address is one, a name is none yet.
+fn unresolved(join: &JoinAddress) -> Seed {
+    let address = join.host.parse().map(|ip: IpAddr| SocketAddr::new(ip, join.port));
+    Seed { text: join.to_string(), addresses: address.into_iter().collect() }
+}
+
 /// The seeds with what their names resolve to now.
 async fn resolve(config: &Config) -> Vec<Seed> {
     let mut seeds = Vec::new();
@@ -509,3 +530,6 @@ fn stop_signal() -> Result<impl Future<Output = ()>> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests;

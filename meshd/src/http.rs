@@ -3,34 +3,140 @@
 //! `/healthz` says that the daemon's loop answers; it depends on nothing else, so that a cut network or a full
 //! disk does not have every daemon restarted. `/readyz` says whether pods can be attached.
 
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse as _, Response as HttpResponse};
 use axum::routing::get;
-use mesh_core::api::{ApiError, SessionStatus, Status};
+use mesh_core::api::{ApiError, ErrorCode, SessionStatus, Status};
 use mesh_core::node::{Request, Response};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::Sleep;
 
 use crate::api::call;
 use crate::daemon::Call;
 
+/// Connections at a time: further ones wait in the kernel.
+const CONNECTIONS: usize = 64;
+
+/// A connection is ended after this time, whatever it is used for.
+const LIFETIME: Duration = Duration::from_secs(30);
+
+/// Metrics are computed anew after this time: that takes the node longer the more members there are.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// The way to the node, and what it said last.
+struct Monitor {
+    calls: mpsc::Sender<Call>,
+    /// Locked while the node is asked: whoever asks meanwhile gets the same answer.
+    metrics: Mutex<Option<(Instant, Result<String, ApiError>)>>,
+}
+
 /// Serves for ever.
 pub async fn serve(listener: TcpListener, calls: mpsc::Sender<Call>) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    serve_limited(Limited { listener, slots, lifetime: LIFETIME }, calls).await;
+}
+
+async fn serve_limited(listener: Limited, calls: mpsc::Sender<Call>) {
     let routes = Router::new()
         .route("/", get(index))
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .with_state(calls);
+        .with_state(Arc::new(Monitor { calls, metrics: Mutex::new(None) }));
     if let Err(error) = axum::serve(listener, routes).await {
         tracing::error!(%error, "the metrics server ended");
+    }
+}
+
+/// A listener whose connections are few and short: every local user may connect.
+struct Limited {
+    listener: TcpListener,
+    slots: Arc<Semaphore>,
+    lifetime: Duration,
+}
+
+impl axum::serve::Listener for Limited {
+    type Io = Passing;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Passing, SocketAddr) {
+        loop {
+            let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else {
+                return std::future::pending().await;
+            };
+            match self.listener.accept().await {
+                Ok((stream, from)) => {
+                    let end = Box::pin(tokio::time::sleep(self.lifetime));
+                    return (Passing { stream, end, _slot: slot }, from);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a connection for metrics could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+/// A connection that ends.
+struct Passing {
+    stream: TcpStream,
+    end: Pin<Box<Sleep>>,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Passing {
+    fn alive(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        match self.end.as_mut().poll(cx) {
+            Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),
+            Poll::Pending => Ok(()),
+        }
+    }
+}
+
+impl AsyncRead for Passing {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.alive(cx)?;
+        Pin::new(&mut self.stream).poll_read(cx, into)
+    }
+}
+
+impl AsyncWrite for Passing {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.alive(cx)?;
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -44,30 +150,51 @@ fn unavailable(error: &ApiError) -> HttpResponse {
     (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response()
 }
 
-async fn healthz(State(calls): State<mpsc::Sender<Call>>) -> HttpResponse {
-    match call(&calls, Request::Status).await {
+/// Any answer is a good one.
+async fn healthz(State(monitor): State<Arc<Monitor>>) -> HttpResponse {
+    let (answer, answered) = oneshot::channel();
+    let asked = monitor.calls.send(Call { request: Request::Ready, answer }).await;
+    if asked.is_ok() && answered.await.is_ok() {
+        "ok\n".into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "the daemon is stopping\n").into_response()
+    }
+}
+
+async fn readyz(State(monitor): State<Arc<Monitor>>) -> HttpResponse {
+    match call(&monitor.calls, Request::Ready).await {
         Ok(_) => "ok\n".into_response(),
         Err(error) => unavailable(&error),
     }
 }
 
-async fn readyz(State(calls): State<mpsc::Sender<Call>>) -> HttpResponse {
-    match call(&calls, Request::Ready).await {
-        Ok(_) => "ok\n".into_response(),
-        Err(error) => unavailable(&error),
-    }
-}
-
-async fn metrics(State(calls): State<mpsc::Sender<Call>>) -> HttpResponse {
-    match call(&calls, Request::Status).await {
-        Ok(Response::Status(status)) => {
+async fn metrics(State(monitor): State<Arc<Monitor>>) -> HttpResponse {
+    let mut last = monitor.metrics.lock().await;
+    let metrics = match last.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
+        Some((_, metrics)) => metrics.clone(),
+        None => {
+            let metrics = ask_for_metrics(&monitor.calls).await;
+            *last = Some((Instant::now(), metrics.clone()));
+            metrics
+        }
+    };
+    drop(last);
+    match metrics {
+        Ok(text) => {
             let content =
                 [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
-            (content, render(&status)).into_response()
+            (content, text).into_response()
         }
-        Ok(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         Err(error) => unavailable(&error),
     }
+}
+
+async fn ask_for_metrics(calls: &mpsc::Sender<Call>) -> Result<String, ApiError> {
+    let answer = call(calls, Request::Status).await?;
+    let Response::Status(status) = answer else {
+        return Err(ApiError::new(ErrorCode::Internal, format!("no status, but {answer:?}")));
+    };
+    Ok(render(&status))
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -146,3 +273,6 @@ fn render(status: &Status) -> String {
     let _ = encode(&mut text, &registry);
     text
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,7 @@ pub mod datagrams;
 pub mod dataplane;
 pub mod http;
 pub mod links;
+pub mod marks;
 pub mod remains;
 pub mod session;
 pub mod store;

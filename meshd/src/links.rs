@@ -2,12 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::node::{Input, SessionId};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::timeout;
 
-use crate::session::{self, FrameReader, FrameWriter, HandshakeSlot, MAX_FRAME_MEMBER, Session, TlsIdentity};
+use crate::session::{
+    self, FrameReader, FrameWriter, HandshakeSlot, MAX_FRAME_MEMBER, Session, SessionError, TlsIdentity,
+};
 
 /// What happened on the network.
 #[derive(Debug)]
@@ -19,10 +23,15 @@ pub enum LinkEvent {
     /// A call did not.
     DialFailed(SocketAddr, String),
     /// A frame came in.
-    Frame(SessionId, Vec<u8>),
+    Frame(SessionId, Vec<u8>, Turn),
     /// A session ended.
     Closed(SessionId, String),
 }
+
+/// The turn of a session: its next frame waits until this one is taken. So no more than one frame of a session waits
+/// for the node and one in its reader, and who sends much gets no more turns than the others.
+#[derive(Debug)]
+pub struct Turn(#[expect(dead_code, reason = "it ends when it is dropped")] OwnedSemaphorePermit);
 
 /// All live sessions.
 #[derive(Debug)]
@@ -39,8 +48,6 @@ struct Link {
     writer: FrameWriter,
     /// Tells the reader that the peer is a member; that the session is closed, by going away.
     trust: watch::Sender<bool>,
-    /// Held until the peer has proved to be a member.
-    slot: Option<HandshakeSlot>,
     remote: SocketAddr,
 }
 
@@ -68,7 +75,7 @@ impl Links {
             LinkEvent::Accepted(session) => Some(self.adopt(*session, None)),
             LinkEvent::Dialled(target, session) => Some(self.adopt(*session, Some(target))),
             LinkEvent::DialFailed(target, reason) => Some(Input::DialFailed { target, reason }),
-            LinkEvent::Frame(session, frame) => {
+            LinkEvent::Frame(session, frame, _) => {
                 self.live.contains_key(&session).then_some(Input::SessionFrame { session, frame })
             }
             LinkEvent::Closed(session, reason) => {
@@ -82,8 +89,10 @@ impl Links {
         let id = SessionId(self.next);
         let Session { peer, remote, secrets, reader, writer, slot, .. } = session;
         let (trust, trusted) = watch::channel(false);
-        tokio::spawn(read(id, reader, trusted, self.events.clone()));
-        self.live.insert(id, Link { writer, trust, slot, remote });
+        // What the other end takes is for it to say: it may take this one for a member already.
+        writer.set_max_frame(MAX_FRAME_MEMBER);
+        tokio::spawn(read(id, reader, trusted, slot, self.events.clone()));
+        self.live.insert(id, Link { writer, trust, remote });
         // A dual-stack socket shows IPv4 peers as mapped addresses.
         let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
         Input::SessionOpened { session: id, peer, dialled, remote, secrets }
@@ -98,11 +107,9 @@ impl Links {
         }
     }
 
-    /// Longer frames may come and go from now on.
+    /// Longer frames may come from now on.
     pub fn trust(&mut self, session: SessionId) {
-        if let Some(link) = self.live.get_mut(&session) {
-            link.writer.set_max_frame(MAX_FRAME_MEMBER);
-            link.slot = None;
+        if let Some(link) = self.live.get(&session) {
             link.trust.send_replace(true);
         }
     }
@@ -114,40 +121,71 @@ impl Links {
     }
 }
 
+/// Hands on what a session says. `slot` is held until the other end has proved to be a member, or nothing is left of the
+/// session.
 async fn read(
     id: SessionId,
     mut reader: FrameReader,
     mut trusted: watch::Receiver<bool>,
+    mut slot: Option<HandshakeSlot>,
     events: mpsc::Sender<LinkEvent>,
 ) {
+    let turns = Arc::new(Semaphore::new(1));
+    // Closed at this end.
+    let mut closed = false;
+    // A frame that is too long for a stranger, and may be a member's all the same.
+    let mut too_long = None;
     let reason = loop {
         let frame = tokio::select! {
             biased;
             changed = trusted.changed() => {
                 if changed.is_err() {
-                    // Closed at this end. What is on its way is read and thrown away for a moment: closing a socket
-                    // with unread data would reset the connection, and the last words of ours would be lost.
-                    let rest = async { while let Ok(Some(_)) = reader.recv().await {} };
-                    let _ = tokio::time::timeout(LAST_WORDS, rest).await;
-                    return;
+                    closed = true;
+                    break String::new();
                 }
                 reader.set_max_frame(MAX_FRAME_MEMBER);
+                (slot, too_long) = (None, None);
                 continue;
             }
-            frame = reader.recv() => frame,
+            () = tokio::time::sleep(LATE_TRUST), if too_long.is_some() => break too_long.unwrap_or_default(),
+            frame = reader.recv(), if too_long.is_none() => frame,
         };
         match frame {
             Ok(Some(frame)) => {
-                if events.send(LinkEvent::Frame(id, frame)).await.is_err() {
+                let Ok(turn) = Arc::clone(&turns).acquire_owned().await else { return };
+                if events.send(LinkEvent::Frame(id, frame, Turn(turn))).await.is_err() {
                     return;
                 }
             }
             Ok(None) => break "closed by the other end".to_owned(),
+            // What makes the other end a member may wait for the node just now.
+            Err(error @ SessionError::FrameLength { found: 1..=MAX_FRAME_MEMBER, .. }) => {
+                too_long = Some(error.to_string());
+            }
             Err(error) => break error.to_string(),
         }
     };
-    let _ = events.send(LinkEvent::Closed(id, reason)).await;
+    if closed {
+        // What is on its way is read and thrown away for a moment: closing a socket with unread data would reset the
+        // connection, and the last words of ours would be lost.
+        let rest = async { while let Ok(Some(_)) = reader.recv().await {} };
+        let _ = timeout(LAST_WORDS, rest).await;
+    } else if events.send(LinkEvent::Closed(id, reason)).await.is_err() {
+        return;
+    }
+    // The socket is there as long as there is something to send.
+    reader.written(LAST_FRAMES).await;
+    drop(slot);
 }
+
+/// How long a frame that is too long for a stranger waits for the other end to be taken for a member.
+const LATE_TRUST: Duration = Duration::from_secs(5);
 
 /// How long a closed session is still read from.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// And after that, how long what was queued may take to be sent.
+const LAST_FRAMES: Duration = Duration::from_secs(15);
+
+#[cfg(test)]
+mod tests;

@@ -14,11 +14,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use mesh_core::api::{AttachmentId, TOMBSTONE_DIR, Tombstone};
-use mesh_core::state::{StateFile, Stored, encode_node};
+use mesh_core::api::{AttachmentId, DEFAULT_STATE_DIR, TOMBSTONE_DIR, Tombstone};
+use mesh_core::state::{StateFile, Stored};
 use mesh_keys::rand_core::{CryptoRng, RngCore};
 use mesh_keys::{Identity, WgSecret};
-use mesh_sys::files::{self, LockFile};
+use mesh_sys::files::{self, LockFile, Ours};
 use zeroize::Zeroizing;
 
 /// Largest state file: far more than the largest cluster needs.
@@ -26,6 +26,9 @@ const MAX_STATE: usize = 64 << 20;
 
 /// Largest key file.
 const MAX_KEY: usize = 4096;
+
+/// The node's identity.
+const IDENTITY_FILE: &str = "identity.key";
 
 /// The state directory, locked.
 #[derive(Debug)]
@@ -40,8 +43,10 @@ impl Store {
     /// # Errors
     /// Another daemon uses it, or it cannot be used; the message says which.
     pub fn open(dir: &Path) -> Result<Self> {
-        files::secure_dir(dir, 0o700).context("state-dir")?;
-        files::secure_dir(&dir.join(TOMBSTONE_DIR), 0o700).context("state-dir")?;
+        let known = dir == Path::new(DEFAULT_STATE_DIR) || dir.join(IDENTITY_FILE).exists();
+        let ours = if known { Ours::Known } else { Ours::WhenEmpty };
+        files::secure_dir(dir, 0o700, ours).context("state-dir")?;
+        files::secure_dir(&dir.join(TOMBSTONE_DIR), 0o700, Ours::Known).context("state-dir")?;
         let lock = LockFile::acquire(&dir.join("lock")).context("another meshd uses this state directory")?;
         Ok(Self { dir: dir.to_owned(), _lock: lock })
     }
@@ -56,7 +61,7 @@ impl Store {
     /// # Errors
     /// The file cannot be read, is damaged, or cannot be written.
     pub fn identity(&self, rng: &mut (impl RngCore + CryptoRng)) -> Result<Identity> {
-        let path = self.dir.join("identity.key");
+        let path = self.dir.join(IDENTITY_FILE);
         match self.read_text(&path)? {
             Some(text) => {
                 Identity::from_text(&text).with_context(|| format!("identity file {}", path.display()))
@@ -92,11 +97,11 @@ impl Store {
         }
     }
 
-    /// Reads the state files, and counts this start durably.
+    /// Reads the state files.
     ///
     /// # Errors
     /// Names the file that cannot be used. Nothing is thrown away.
-    pub fn load(&self) -> Result<Stored> {
+    pub fn read(&self) -> Result<Stored> {
         let mut contents = BTreeMap::new();
         for file in StateFile::ALL {
             match files::read_limited(&self.dir.join(file.name()), MAX_STATE) {
@@ -107,11 +112,17 @@ impl Store {
                 Err(error) => return Err(error.into()),
             }
         }
-        let mut stored =
-            Stored::decode(&contents).with_context(|| format!("state directory {}", self.dir.display()))?;
-        stored.node.generation += 1;
-        self.write(StateFile::Node, &encode_node(&stored.node))?;
-        Ok(stored)
+        Stored::decode(&contents).with_context(|| format!("state directory {}", self.dir.display()))
+    }
+
+    /// Counts this start durably. To be called when nothing that can fail is left to do before the node runs: the next
+    /// start goes on from this one without being confirmed only if this one ran.
+    ///
+    /// # Errors
+    /// The start is not counted then.
+    pub fn count_start(&self, stored: &mut Stored) -> Result<()> {
+        let (file, bytes) = stored.count_start();
+        self.write(file, &bytes)
     }
 
     /// Replaces a state file durably.
@@ -150,9 +161,9 @@ impl Store {
     fn read_text(&self, path: &Path) -> Result<Option<Zeroizing<String>>> {
         match files::read_secret(path, MAX_KEY) {
             Ok(bytes) => {
-                let text = String::from_utf8(bytes)
-                    .map_err(|_| anyhow::anyhow!("{} is not text", path.display()))?;
-                Ok(Some(Zeroizing::new(text)))
+                let text =
+                    std::str::from_utf8(&bytes).with_context(|| format!("{} is not text", path.display()))?;
+                Ok(Some(Zeroizing::new(text.to_owned())))
             }
             Err(error) if error.is_missing() => Ok(None),
             Err(error) => Err(error.into()),

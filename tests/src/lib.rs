@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod crowd;
+
 use std::time::Duration;
 
 use mesh_lab::{Binaries, Family, Host, Lab, Options, PingOptions, Pod, poll_until};

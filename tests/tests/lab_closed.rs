@@ -103,6 +103,9 @@ fn what_comes_from_the_underlay_with_an_address_of_the_cluster_is_not_let_in() {
             outsider.exec(&["ping", "-c", "5", "-i", "0.05", "-W", "1", "-I", source, &target]).unwrap();
         assert!(!out.status.success(), "the pod answered an outsider that is {source}");
     }
+    // The capture is alive.
+    peer.tcp_send_to(&pod, Family::V4, 1000).unwrap();
     let (seen, _) = arrived.stop().unwrap();
+    assert!(seen.frames > 0, "{seen:?}");
     assert_eq!(seen.found, 0, "a packet of the outsider reached the pod: {seen:?}");
 }

@@ -20,6 +20,12 @@
 //! J → S  JoinToken        J ← S  JoinTokenOk     J → S  JoinAsk, and on as above
 //! ```
 //!
+//! A view that is too long for one frame comes before the welcome in parts, each of which the joiner answers:
+//!
+//! ```text
+//! J ← S  WelcomePart      J → S  WelcomeNext      … and at last Welcome
+//! ```
+//!
 //! Either end may send [`Message::Refuse`] at any point before it takes the other for a member; the session
 //! ends then, and both say why. Nothing of the cluster is said to an end that has not proved that it belongs
 //! to it, but that there is one; and to an end that knows half of the cluster id, as every token says it, the
@@ -35,10 +41,14 @@ use serde::{Deserialize, Serialize};
 use crate::gossip::catalogue::Name;
 use crate::view::{Delta, NodeRecord};
 
-/// Version of the protocol between nodes. Another version's frames are answered with [`RefusalCode::Version`].
+/// Version of the protocol between nodes. Whether two versions fit is for the newer one to judge: see
+/// [`OLDEST_PROTOCOL`].
 pub const PROTOCOL: u16 = 3;
 
-/// One frame of a control session.
+/// The oldest protocol that this version speaks with; older ones are refused with [`RefusalCode::Version`].
+pub const OLDEST_PROTOCOL: u16 = 3;
+
+/// One frame of a control session. Variants are only ever appended, and fields to the end of a variant.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Message {
     /// Who speaks: the first message of the end that dialled, and a member's answer to a member.
@@ -118,36 +128,48 @@ pub enum Message {
     },
     /// The sender has hardly any address left and asks for a range.
     GrantAsk,
-    /// Do we hold the same pre-shared key? From the node with the lower id.
+    /// Do we hold the same pre-shared key? From the node with the lower id. All checks are
+    /// [`psk_check`](mesh_keys::psk_check)s of the sender.
     PskProbe {
         /// The two tunnel keys it is for, the sender's first.
         keys: (WgPublic, WgPublic),
-        /// The sender's proof of the key it holds, if any.
+        /// Number of this agreement, at random.
+        epoch: u64,
+        /// For the key that the sender holds, if any.
         check: Option<PskCheck>,
     },
-    /// The answer.
+    /// The answer; with neither check nor probe: a request for one.
     PskAnswer {
-        /// Whether the receiver of the probe holds the same.
-        same: bool,
+        /// As in the probe.
+        epoch: u64,
+        /// For the key that both hold; absent if they do not.
+        check: Option<PskCheck>,
     },
     /// Use the key of this session and epoch.
     PskOffer {
         /// The two tunnel keys it is for, the sender's first.
         keys: (WgPublic, WgPublic),
-        /// Distinguishes the keys of one session.
+        /// As in the probe; distinguishes the keys of one session.
         epoch: u64,
+        /// For that key.
+        check: PskCheck,
     },
     /// The key is installed; the sender answers handshakes, and starts none yet.
     PskStaged {
         /// As in the offer.
         epoch: u64,
+        /// For that key.
+        check: PskCheck,
     },
     /// The key is installed here too: traffic may flow.
     PskCommit {
         /// As in the offer.
         epoch: u64,
+        /// For that key.
+        check: PskCheck,
     },
-    /// A part of the view that the [`Message::Welcome`] after it completes: a long history takes several frames.
+    /// A part of the view that the [`Message::Welcome`] after it completes: a long history takes several frames. Each
+    /// is answered with [`Message::WelcomeNext`], and few are on their way at a time.
     WelcomePart {
         /// In the order of [`Delta::chunks`].
         view: Delta,
@@ -173,6 +195,8 @@ pub enum Message {
     },
     /// The sponsor accepts it.
     JoinTokenOk,
+    /// A [`Message::WelcomePart`] has arrived: the next may come.
+    WelcomeNext,
 }
 
 /// Who speaks.
@@ -261,16 +285,26 @@ pub enum RefusalCode {
     JoinsClosed,
     /// The token lets nobody in: unknown, revoked, expired or used up.
     BadToken,
+    /// A code of a newer version: the sentence beside it says what it is. Those that are added come before it.
+    #[serde(other)]
+    Unknown,
 }
 
 impl Message {
-    /// Reads one frame.
+    /// How many variants there are: their numbers on the wire are below it.
+    pub const VARIANTS: u32 = 28;
+
+    /// Reads one frame. Bytes behind it are the fields of a newer version.
     ///
     /// # Errors
     /// [`MalformedMessage`]; nothing of it may be used.
     pub fn decode(frame: &[u8]) -> Result<Self, MalformedMessage> {
-        let (message, rest) = postcard::take_from_bytes(frame).map_err(MalformedMessage::Decode)?;
-        if rest.is_empty() { Ok(message) } else { Err(MalformedMessage::Trailing(rest.len())) }
+        let (variant, _) = postcard::take_from_bytes(frame).map_err(MalformedMessage::Decode)?;
+        if variant >= Self::VARIANTS {
+            return Err(MalformedMessage::Unknown { variant });
+        }
+        let (message, _newer_fields) = postcard::take_from_bytes(frame).map_err(MalformedMessage::Decode)?;
+        Ok(message)
     }
 
     /// Writes one frame.
@@ -295,7 +329,7 @@ impl Message {
                 "token"
             }
             Self::JoinAsk => "join request",
-            Self::Welcome { .. } | Self::WelcomePart { .. } => "welcome",
+            Self::Welcome { .. } | Self::WelcomePart { .. } | Self::WelcomeNext => "welcome",
             Self::Gossip { .. } => "gossip payload",
             Self::GroupKeys { .. } => "group key",
             Self::Want { .. } => "request for items",
@@ -317,7 +351,10 @@ pub enum MalformedMessage {
     /// The decoder stopped.
     #[error("cannot be decoded: {0}")]
     Decode(postcard::Error),
-    /// There are bytes after the message.
-    #[error("{0} bytes after the end of the message")]
-    Trailing(usize),
+    /// A message that only a newer version knows.
+    #[error("message {variant} is one of a newer version")]
+    Unknown {
+        /// Its number.
+        variant: u32,
+    },
 }

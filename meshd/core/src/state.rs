@@ -1,7 +1,8 @@
 //! What a node keeps on disk, and its form.
 //!
 //! One file each, replaced as a whole. Layout: the line `hauberk-state-1 NAME`, the hexadecimal SHA-256 of the
-//! rest, a line feed, then postcard. A file that does not match its hash is refused, never half believed.
+//! rest, a line feed, then postcard, then 16 bytes with the number of the write ([`Writes`]). A file that does not match
+//! its hash is refused, never half believed.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -12,6 +13,7 @@ use mesh_keys::{Genesis, NodeId, Psk, WgPublic};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use zeroize::Zeroizing;
 
 use crate::api::{AttachmentId, NetnsId};
 use crate::leases::Lease;
@@ -49,9 +51,43 @@ impl StateFile {
     }
 }
 
+/// The number of the newest write of each state file. A node counts its writes, of all files together. A disk with a lower
+/// number than one that was durable before is an older state of itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Writes {
+    /// In the order of [`StateFile::ALL`]; 0 for a file that was never written.
+    pub numbers: [u64; StateFile::ALL.len()],
+}
+
+impl Writes {
+    /// The number of the last write of all.
+    pub fn last(&self) -> u64 {
+        self.numbers.into_iter().max().unwrap_or(0)
+    }
+
+    /// A file was written.
+    pub fn note(&mut self, file: StateFile, number: u64) {
+        if let Some(known) = self.numbers.get_mut(file as usize) {
+            *known = number.max(*known);
+        }
+    }
+
+    /// Takes the newer write of each file.
+    pub fn join(&mut self, other: &Self) {
+        self.numbers.iter_mut().zip(other.numbers).for_each(|(known, other)| *known = other.max(*known));
+    }
+
+    /// Whether some file is older than it was.
+    pub fn is_older_than(&self, before: &Self) -> bool {
+        self.numbers.iter().zip(before.numbers).any(|(now, before)| *now < before)
+    }
+}
+
 /// What was on disk when the node started.
 #[derive(Clone, Debug, Default)]
 pub struct Stored {
+    /// Which writes the files are from.
+    pub writes: Writes,
     /// The cluster, once the node is in one.
     pub view: Option<View>,
     /// What the node knows of itself.
@@ -158,14 +194,15 @@ impl Stored {
     pub fn decode(files: &BTreeMap<StateFile, Vec<u8>>) -> Result<Self, UnusableState> {
         let mut stored = Self::default();
         for (file, bytes) in files {
+            stored.writes.note(*file, number_of(contents(*file, bytes)?).1);
             match file {
                 StateFile::Cluster => {
                     let (genesis, delta) = open_cluster(bytes)?;
-                    let contents = |problem: String| UnusableState::Contents { file: file.name(), problem };
-                    let genesis = Genesis::decode(&genesis).map_err(|error| contents(error.to_string()))?;
+                    let unusable = |problem: String| UnusableState::Contents { file: file.name(), problem };
+                    let genesis = Genesis::decode(&genesis).map_err(|error| unusable(error.to_string()))?;
                     let mut view = View::new(genesis);
                     if let Some(refused) = view.merge(&delta).refused.into_iter().next() {
-                        return Err(contents(refused));
+                        return Err(unusable(refused));
                     }
                     stored.view = Some(view);
                 }
@@ -185,6 +222,14 @@ impl Stored {
             }
         }
         Ok(stored)
+    }
+
+    /// Counts the start that reads this. Returns the file that has to be durable before the node starts.
+    pub fn count_start(&mut self) -> (StateFile, Vec<u8>) {
+        self.node.generation += 1;
+        let number = self.writes.last() + 1;
+        self.writes.note(StateFile::Node, number);
+        (StateFile::Node, numbered(StateFile::Node, &encode_node(&self.node), number))
     }
 }
 
@@ -237,23 +282,56 @@ fn header(file: StateFile) -> String {
 
 fn seal(file: StateFile, contents: &impl Serialize) -> Vec<u8> {
     // Fails only for types that postcard cannot express; every type here is stored by a test.
-    let contents = postcard::to_allocvec(contents).unwrap_or_default();
-    let mut bytes = header(file).into_bytes();
-    bytes.extend_from_slice(hex::encode(Sha256::digest(&contents)).as_bytes());
+    // Some hold secrets: no copy of them is left behind.
+    let contents = Zeroizing::new(postcard::to_allocvec(contents).unwrap_or_default());
+    assemble(file, &[contents.as_slice()])
+}
+
+fn assemble(file: StateFile, contents: &[&[u8]]) -> Vec<u8> {
+    let mut hash = Sha256::new();
+    contents.iter().for_each(|part| hash.update(part));
+    let header = header(file);
+    let mut bytes =
+        Vec::with_capacity(header.len() + 65 + contents.iter().map(|part| part.len()).sum::<usize>());
+    bytes.extend_from_slice(header.as_bytes());
+    bytes.extend_from_slice(hex::encode(hash.finalize()).as_bytes());
     bytes.push(b'\n');
-    bytes.extend_from_slice(&contents);
+    contents.iter().for_each(|part| bytes.extend_from_slice(part));
     bytes
 }
 
+/// What is before the number of the write at the end of a file. What earlier versions wrote has none, and earlier
+/// versions read no further than they know.
+const NUMBER: &[u8; 8] = b"\nwrite: ";
+
+/// The same file with the number of this write of it.
+pub fn numbered(file: StateFile, bytes: &[u8], number: u64) -> Vec<u8> {
+    let contents = bytes.get(header(file).len() + 65..).unwrap_or_default();
+    assemble(file, &[contents, NUMBER, &number.to_le_bytes()])
+}
+
+/// The number of the write that a file is from; 0 for a file without. Whether the file is whole is not looked at.
+pub fn write_of(bytes: &[u8]) -> u64 {
+    number_of(bytes).1
+}
+
+/// What is before the number of the write, and that; 0 for a file without.
+fn number_of(contents: &[u8]) -> (&[u8], u64) {
+    contents
+        .split_last_chunk::<8>()
+        .and_then(|(rest, number)| Some((rest.strip_suffix(NUMBER)?, u64::from_le_bytes(*number))))
+        .unwrap_or((contents, 0))
+}
+
 fn open<T: DeserializeOwned>(file: StateFile, bytes: &[u8]) -> Result<T, UnusableState> {
-    Ok(take(file, contents(file, bytes)?)?.0)
+    Ok(take(file, number_of(contents(file, bytes)?).0)?.0)
 }
 
 /// Lists that later versions added stand at the end of a view: what an earlier version wrote is read as if they
 /// were there and empty, each a zero byte. The checksum has shown that nothing is cut off.
 fn open_cluster(bytes: &[u8]) -> Result<(Vec<u8>, Delta), UnusableState> {
     let file = StateFile::Cluster;
-    let filled = [contents(file, bytes)?, &[0; ADDED_LISTS]].concat();
+    let filled = [number_of(contents(file, bytes)?).0, &[0; ADDED_LISTS]].concat();
     Ok(take(file, &filled)?.0)
 }
 
@@ -262,7 +340,7 @@ const ADDED_LISTS: usize = 4;
 
 fn open_leases(bytes: &[u8]) -> Result<StoredLeases, UnusableState> {
     let file = StateFile::Leases;
-    let ((boot, leases), added) = take(file, contents(file, bytes)?)?;
+    let ((boot, leases), added) = take(file, number_of(contents(file, bytes)?).0)?;
     // The checksum has shown that nothing is cut off: what is not there was never written.
     let (resting, namespaces) = if added.is_empty() { Default::default() } else { take(file, added)?.0 };
     Ok(StoredLeases { boot, leases, resting, namespaces })
@@ -330,7 +408,7 @@ mod tests {
 
     #[test]
     fn the_first_version_reads_todays_leases_as_far_as_it_knows() {
-        let bytes = encode_leases(&today());
+        let bytes = numbered(StateFile::Leases, &encode_leases(&today()), 300);
         // As the first version read: two fields, whatever follows.
         let (boot, read): (String, Vec<(AttachmentId, Lease)>) = open(StateFile::Leases, &bytes).unwrap();
         assert_eq!((boot, read), ("b".into(), leases()));
@@ -339,6 +417,8 @@ mod tests {
     #[test]
     fn what_is_written_is_read_back_and_damage_is_refused() {
         let bytes = encode_leases(&today());
+        assert_eq!(decode(bytes.clone()), Ok(today()));
+        let bytes = numbered(StateFile::Leases, &bytes, 300);
         assert_eq!(decode(bytes.clone()), Ok(today()));
         for cut in 1..bytes.len() {
             let error = decode(bytes[..cut].to_vec()).unwrap_err().to_string();
@@ -359,7 +439,32 @@ mod tests {
         bytes.extend_from_slice(earlier);
         let files = |bytes| BTreeMap::from([(StateFile::Cluster, bytes)]);
         assert_eq!(Stored::decode(&files(bytes)).unwrap().view, Some(view.clone()));
-        assert_eq!(Stored::decode(&files(encode_cluster(&view))).unwrap().view, Some(view));
+        let today = encode_cluster(&view);
+        assert_eq!(Stored::decode(&files(today.clone())).unwrap().view, Some(view.clone()));
+        let numbered = numbered(StateFile::Cluster, &today, 7);
+        assert_eq!(Stored::decode(&files(numbered)).unwrap().view, Some(view));
+    }
+
+    #[test]
+    fn each_file_says_which_write_it_is_from() {
+        let file = |number| numbered(StateFile::Leases, &encode_leases(&today()), number);
+        let disk = |bytes: Vec<u8>| BTreeMap::from([(StateFile::Leases, bytes)]);
+        let writes = |bytes| Stored::decode(&disk(bytes)).unwrap().writes;
+        assert_eq!(writes(encode_leases(&today())), Writes::default(), "as earlier versions wrote it");
+        let (old, new) = (writes(file(299)), writes(file(300)));
+        assert_eq!((old.last(), new.last()), (299, 300));
+        assert!(old.is_older_than(&new) && !new.is_older_than(&old) && !new.is_older_than(&new));
+
+        let mut stored = Stored::decode(&disk(file(300))).unwrap();
+        let (name, bytes) = stored.count_start();
+        let mut files = disk(file(300));
+        files.insert(name, bytes);
+        let again = Stored::decode(&files).unwrap();
+        assert_eq!((again.node.generation, again.writes), (1, stored.writes));
+        assert_eq!(again.writes.last(), 301);
+        // One file alone that is put back shows as well.
+        files.insert(StateFile::Leases, file(12));
+        assert!(Stored::decode(&files).unwrap().writes.is_older_than(&again.writes));
     }
 
     fn today() -> StoredLeases {

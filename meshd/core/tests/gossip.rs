@@ -666,7 +666,7 @@ fn suffer(malice: Malice, bytes: u64) {
         );
         assert!(sent <= bytes, "{nodes} nodes: {sent} B/s");
         // What rumours miss by bad luck is found by comparing.
-        assert!(highest <= 100 && millis(spread) <= 5_000 && millis(crash) <= 15_000);
+        assert!(highest <= 120 && millis(spread) <= 5_000 && millis(crash) <= 15_000);
         assert_eq!(net.wronged, 0);
         // Peace comes back when it stops.
         net.malice = None;

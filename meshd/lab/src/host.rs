@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use mesh_sys::netns::NetNs;
@@ -16,6 +16,7 @@ use crate::cni::{self, Container, Verb};
 use crate::family::Family;
 use crate::holder;
 use crate::lab::Shared;
+use crate::ping;
 use crate::pod::{Pod, succeed};
 use crate::process::{self, ProcessRef};
 use crate::space::Space;
@@ -96,6 +97,11 @@ impl Host {
     #[must_use]
     pub fn net(&self) -> &NetNs {
         self.0.space.net()
+    }
+
+    /// A file of the host, reached from the real machine; `path` is relative to the host's root.
+    pub(crate) fn file(&self, path: &str) -> PathBuf {
+        self.0.space.root().join(path)
     }
 
     pub(crate) fn space(&self) -> &Space {
@@ -341,6 +347,15 @@ impl Host {
             Some(ending) => bail!("the daemon has ended ({ending}); {}", last_words()),
             None => Ok(()),
         }
+    }
+
+    /// Pings all targets from the host at once, the missing ones again every 200 ms, until each has answered or
+    /// `timeout` has passed. Returns the time to the first answer of each, in the order of `targets`.
+    ///
+    /// # Errors
+    /// When the sockets fail; an answer that does not come is in the result.
+    pub fn sweep(&self, targets: &[IpAddr], timeout: Duration) -> Result<Vec<Option<Duration>>> {
+        Ok(self.net().run(|| ping::sweep(targets, Instant::now() + timeout))??)
     }
 
     /// Makes a pod and attaches it.

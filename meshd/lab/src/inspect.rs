@@ -15,7 +15,7 @@ use crate::underlay;
 /// Control sessions by TCP, gossip by UDP.
 const CONTROL_PORT: u16 = 6783;
 /// First byte of a sealed gossip datagram.
-const GOSSIP: u8 = 0x21;
+const GOSSIP: u8 = 0x31;
 /// WireGuard.
 const TUNNEL_PORT: u16 = 6784;
 

@@ -25,7 +25,7 @@ use crate::inspect::ClusterRanges;
 use crate::pod::{POD_IFACE, Pod};
 use crate::space::Space;
 use crate::state::{HostState, LAB_ROOT, LabState, lab_dir};
-use crate::underlay::{self, Link};
+use crate::underlay::{self, Link, Neighbours};
 use crate::wait::poll_until;
 
 /// The figures 1 to 253 of a /24 are for hosts.
@@ -170,6 +170,7 @@ pub struct Lab {
     switch: Space,
     switch_child: Option<Child>,
     hosts: Mutex<Vec<Host>>,
+    neighbours: Neighbours,
     keep: AtomicBool,
 }
 
@@ -239,7 +240,14 @@ impl Lab {
         let switch = Space::open(process)?;
         underlay::make_switch(switch.net())?;
         let keep = AtomicBool::new(options.keep);
-        let lab = Self { shared, switch, switch_child: Some(child), hosts: Mutex::default(), keep };
+        let lab = Self {
+            shared,
+            switch,
+            switch_child: Some(child),
+            hosts: Mutex::default(),
+            neighbours: Neighbours::of_lab(options.nodes),
+            keep,
+        };
         progress("the underlay is there: 198.18.0.0/24 and fd00:18::/64");
 
         lab.make_secret(options.secret)?;
@@ -279,8 +287,15 @@ impl Lab {
         let switch = Space::open(switch).context("the underlay").with_context(broken)?;
         let shared = Arc::new(Shared::new(state.clone(), None)?);
         let hosts = state.hosts.iter().map(|host| Host::open(Arc::clone(&shared), host, None));
-        let hosts = hosts.collect::<Result<_>>().with_context(broken)?;
-        Ok(Self { shared, switch, switch_child: None, hosts: Mutex::new(hosts), keep: AtomicBool::new(true) })
+        let hosts = hosts.collect::<Result<Vec<_>>>().with_context(broken)?;
+        Ok(Self {
+            shared,
+            switch,
+            switch_child: None,
+            neighbours: Neighbours::of_lab(hosts.len()),
+            hosts: Mutex::new(hosts),
+            keep: AtomicBool::new(true),
+        })
     }
 
     /// Name of the lab.
@@ -327,7 +342,7 @@ impl Lab {
             self.shared.change(|lab| lab.hosts.push(state))
         })?;
         let host = Host::open(Arc::clone(&self.shared), &self.shared.host_state(&name)?, Some(child))?;
-        underlay::plug(self.switch.net(), host.net(), process.pid, number)?;
+        underlay::plug(self.switch.net(), host.net(), process.pid, number, self.neighbours)?;
         files::write_atomic(
             &host.dir().join("cni").join(cni::CONFLIST_NAME),
             cni::CONFLIST.as_bytes(),

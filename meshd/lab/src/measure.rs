@@ -1,7 +1,5 @@
 //! Throughput and memory, measured in the running lab.
 
-use std::path::Path;
-
 use anyhow::{Context, Result};
 
 use crate::family::Family;
@@ -19,10 +17,5 @@ pub(crate) fn underlay_transfer(from: &Host, to: &Host, family: Family, bytes: u
 
 /// Resident memory in bytes of the processes of a host whose program has this name.
 pub(crate) fn resident_bytes(host: &Host, program: &str) -> Result<Vec<u64>> {
-    let processes = host.processes()?;
-    let ours = processes.iter().filter(|(_, arguments)| {
-        let first = arguments.first().map(Path::new);
-        first.and_then(Path::file_name).is_some_and(|name| name == program)
-    });
-    ours.map(|(process, _)| process.resident_bytes()).collect()
+    host.processes_of(program)?.into_iter().map(|process| process.resident_bytes()).collect()
 }

@@ -97,17 +97,27 @@ struct Stat {
 
 impl Stat {
     fn read(pid: i32) -> Option<Self> {
-        Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+        Self::of(&stat_fields(pid)?)
     }
 
-    /// The command name may hold anything, parentheses too: fields are counted after the last one.
-    fn parse(text: &str) -> Option<Self> {
-        let mut fields = text.get(text.rfind(')')? + 1..)?.split_ascii_whitespace();
-        let state = fields.next()?;
-        let flags: u64 = fields.nth(5)?.parse().ok()?;
-        let start_ticks = fields.nth(12)?.parse().ok()?;
-        Some(Self { dead: matches!(state, "Z" | "X" | "x"), exiting: flags & PF_EXITING != 0, start_ticks })
+    fn of(fields: &[String]) -> Option<Self> {
+        let [state, _, _, _, _, _, flags, ..] = fields else { return None };
+        let flags: u64 = flags.parse().ok()?;
+        let start_ticks = fields.get(19)?.parse().ok()?;
+        let dead = matches!(state.as_str(), "Z" | "X" | "x");
+        Some(Self { dead, exiting: flags & PF_EXITING != 0, start_ticks })
     }
+}
+
+/// The fields of `/proc/PID/stat` (proc_pid_stat(5)) from the third, the state, on.
+pub(crate) fn stat_fields(pid: i32) -> Option<Vec<String>> {
+    fields_after_name(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// The command name may hold anything, parentheses too: fields are counted after the last one.
+fn fields_after_name(text: &str) -> Option<Vec<String>> {
+    let fields = text.get(text.rfind(')')? + 1..)?;
+    Some(fields.split_ascii_whitespace().map(str::to_owned).collect())
 }
 
 /// The inode number of a namespace of a process, such as `net`; what `readlink /proc/PID/ns/net` shows.
@@ -155,10 +165,12 @@ mod tests {
     #[test]
     fn a_name_full_of_parentheses_does_not_confuse_the_fields() {
         let text = "12 (a) R (b)) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20";
-        let stat = Stat::parse(text).unwrap();
+        let parse = |text| Stat::of(&fields_after_name(text)?);
+        let stat = parse(text).unwrap();
         assert_eq!((stat.dead, stat.exiting, stat.start_ticks), (false, true, 4242));
-        assert!(Stat::parse("12 (a").is_none());
-        assert!(Stat::parse("").is_none());
+        assert!(parse("12 (a").is_none());
+        assert!(parse("12 (a) R 1").is_none());
+        assert!(parse("").is_none());
     }
 
     #[test]

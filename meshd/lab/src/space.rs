@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::panic::resume_unwind;
+use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::thread;
 
@@ -49,6 +50,11 @@ impl Space {
     /// The host's network namespace.
     pub(crate) fn net(&self) -> &NetNs {
         &self.net
+    }
+
+    /// The host's root directory, reached from the real machine.
+    pub(crate) fn root(&self) -> PathBuf {
+        format!("/proc/{}/root", self.holder.pid).into()
     }
 
     /// The network namespace that the host knows as `/run/netns/NAME`.

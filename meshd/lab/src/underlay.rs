@@ -27,6 +27,35 @@ pub(crate) const HOST_IFACE: &str = "eth0";
 
 const BRIDGE: &str = "underlay";
 
+/// Hosts up to this number learn each other's hardware addresses as hosts do.
+///
+/// The kernel counts what is learned, of one family, for the whole machine and all its namespaces together, and
+/// from `gc_thresh2` on (512) throws entries away again while they are in use; n hosts learn about n² of them.
+const MOST_THAT_LEARN: usize = 22;
+
+/// How hosts come to know each other's hardware addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Neighbours {
+    /// By ARP and neighbour discovery.
+    Learned,
+    /// Those of hosts up to this number are entered for good: such entries are not counted, and no limit of the
+    /// machine has to be raised.
+    Entered(u8),
+}
+
+/// Entries are made for so many hosts more than the lab begins with.
+const ROOM_FOR_MORE: usize = 2;
+
+impl Neighbours {
+    /// What a lab of so many hosts needs.
+    pub(crate) fn of_lab(hosts: usize) -> Self {
+        if hosts <= MOST_THAT_LEARN {
+            return Self::Learned;
+        }
+        Self::Entered(u8::try_from(hosts + ROOM_FOR_MORE).map_or(ROUTER - 1, |last| last.min(ROUTER - 1)))
+    }
+}
+
 /// The underlay address of host `number`, or of [`ROUTER`].
 pub(crate) fn address(number: u8, family: Family) -> IpAddr {
     match family {
@@ -38,6 +67,11 @@ pub(crate) fn address(number: u8, family: Family) -> IpAddr {
 /// The name of a host's port on the bridge.
 pub(crate) fn port(number: u8) -> String {
     format!("port{number}")
+}
+
+/// The hardware address of a host's `eth0`: locally administered, and the same in every lab.
+fn hardware_address(number: u8) -> String {
+    format!("02:00:c6:12:00:{number:02x}")
 }
 
 /// Makes the bridge and the router's addresses, and the table for cuts.
@@ -80,12 +114,18 @@ fn no_bridge_netfilter(switch: &NetNs) -> Result<()> {
 }
 
 /// Connects a host: a veth pair from a port of the bridge to `eth0` inside, addresses, default routes.
-pub(crate) fn plug(switch: &NetNs, host: &NetNs, host_pid: i32, number: u8) -> Result<()> {
-    let port = port(number);
+pub(crate) fn plug(
+    switch: &NetNs,
+    host: &NetNs,
+    host_pid: i32,
+    number: u8,
+    neighbours: Neighbours,
+) -> Result<()> {
+    let (port, mac) = (port(number), hardware_address(number));
     ip_batch(
         switch,
         &format!(
-            "link add {port} mtu 1500 type veth peer name {HOST_IFACE} mtu 1500 netns {host_pid}\n\
+            "link add {port} mtu 1500 type veth peer name {HOST_IFACE} address {mac} mtu 1500 netns {host_pid}\n\
              link set {port} master {BRIDGE} addrgenmode none up\n"
         ),
     )?;
@@ -108,7 +148,21 @@ pub(crate) fn plug(switch: &NetNs, host: &NetNs, host_pid: i32, number: u8) -> R
             r4 = address(ROUTER, Family::V4),
             r6 = address(ROUTER, Family::V6),
         ),
-    )
+    )?;
+    match neighbours {
+        Neighbours::Learned => Ok(()),
+        Neighbours::Entered(last) => ip_batch(host, &all_neighbours(number, last)),
+    }
+}
+
+/// Entries for all hosts up to `last`, but for host `number` itself.
+fn all_neighbours(number: u8, last: u8) -> String {
+    let others = (1..=last).filter(|other| *other != number);
+    let entries = others.flat_map(|other| Family::BOTH.map(|family| (address(other, family), other)));
+    let lines = entries.map(|(address, other)| {
+        format!("neigh add {address} lladdr {} dev {HOST_IFACE} nud permanent\n", hardware_address(other))
+    });
+    lines.collect()
 }
 
 /// Whether frames between two hosts pass.
@@ -162,4 +216,20 @@ fn fed(net: &NetNs, command: &mut Command, script: &str) -> Result<()> {
         return Ok(());
     }
     bail!("{program} refused {script:?}: {}", String::from_utf8_lossy(&output.stderr).trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_hosts_of_large_labs_are_told_their_neighbours() {
+        assert_eq!(Neighbours::of_lab(22), Neighbours::Learned);
+        assert_eq!(Neighbours::of_lab(23), Neighbours::Entered(25));
+        assert_eq!(Neighbours::of_lab(253), Neighbours::Entered(253));
+        let entries = all_neighbours(2, 3);
+        assert_eq!(entries.lines().count(), 4, "{entries}");
+        assert!(entries.contains("neigh add 198.18.0.3 lladdr 02:00:c6:12:00:03 dev eth0 nud permanent\n"));
+        assert!(entries.contains("neigh add fd00:18::1 lladdr 02:00:c6:12:00:01 dev eth0 nud permanent\n"));
+    }
 }

@@ -36,7 +36,7 @@ fn main() -> ExitCode {
 fn start(arguments: Arguments) -> Result<()> {
     let path = arguments.config.as_deref();
     let file = Settings::from_file(path.unwrap_or(Path::new(DEFAULT_CONFIG)), path.is_some())?;
-    let env = Settings::from_env(std::env::vars())?;
+    let env = Settings::from_env(std::env::vars_os())?;
     // The customary variable of Rust programs comes last.
     let customary = Settings { log: std::env::var("RUST_LOG").ok(), ..Settings::default() };
     let config = customary.overlaid(file).overlaid(env).overlaid(arguments.settings).check()?;

@@ -14,10 +14,9 @@ use clap::{Args, Subcommand};
 use hyper::Method;
 use mesh_core::api::{JoinWindowRequest, JoinWindowStatus, RemovalPlan, RemovalRequest};
 use mesh_keys::rand_core::OsRng;
-use mesh_keys::{AdminKey, IdentityKey, JoinWindow, SignedJoinPolicy, SignedRemoval, admin};
+use mesh_keys::{AdminKey, IdentityKey, JoinWindow, NodeId, SignedJoinPolicy, SignedRemoval, admin};
 use mesh_sys::files;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use zeroize::Zeroizing;
 
 use super::{Client, print};
 
@@ -31,7 +30,7 @@ pub(super) struct RemoveArguments {
     /// File with the secret admin key, in a cluster that has one
     #[arg(long, value_name = "FILE")]
     admin_key_file: Option<PathBuf>,
-    /// Do not ask, even if the node is alive
+    /// Do not ask, although the node is alive or an admin key signs
     #[arg(long)]
     yes: bool,
     /// In a cluster with an admin key: leave joining as it is, although the removed node may know the secret for it
@@ -79,37 +78,53 @@ pub(super) fn make_admin_key(path: &Path) -> Result<ExitCode> {
 pub(super) fn remove(client: &Client, arguments: &RemoveArguments) -> Result<ExitCode> {
     let node = utf8_percent_encode(&arguments.node, NON_ALPHANUMERIC);
     let plan: RemovalPlan = client.get(&format!("/v1/removals/prepare?node={node}"))?;
-    let called = format!("{} ({})", plan.name.as_deref().unwrap_or("the node without a name"), plan.node);
-    if plan.subject.node_id() != plan.node {
-        bail!("the daemon's answer makes no sense: {called} has another key");
-    }
+    check_plan(&plan, &arguments.node)?;
+    let called = called(&plan);
     let key = admin_key(arguments.admin_key_file.as_deref(), &plan.admin_keys)?;
-    if let Some(alive) = &plan.alive
-        && !arguments.yes
-    {
-        confirm(&format!(
-            "{called} is alive: {alive}. It leaves for good; its pods lose the mesh at once. Remove it?"
-        ))?;
+    if let Some(question) = question(&plan, key.is_some()) {
+        if arguments.yes {
+            writeln!(std::io::stderr(), "{question}").context("standard error")?;
+        } else {
+            confirm(&format!("{question} Remove it?"))?;
+        }
     }
     let close = key.is_some() && plan.knows_join_secret && !arguments.keep_joins_open;
     let request = match &key {
         None => RemovalRequest::Node(plan.node),
         Some(key) => {
             let signer = key.signer();
-            let removal =
-                SignedRemoval::issue(plan.cluster, plan.subject, plan.heir, plan.keep.clone(), signer)?;
-            let policy = close.then(|| {
-                SignedJoinPolicy::issue(plan.cluster, plan.joins.next_serial, JoinWindow::Closed, signer)
-            });
-            RemovalRequest::Signed { removal, policy: policy.transpose()? }
+            let removal = SignedRemoval::issue_naming(
+                plan.cluster,
+                plan.subject,
+                plan.heir,
+                plan.keep.clone(),
+                &plan.grants,
+                signer,
+            )?;
+            let policy = if close {
+                let serial = next_serial(&plan.joins, unix_now())?;
+                Some(SignedJoinPolicy::issue(plan.cluster, serial, JoinWindow::Closed, signer)?)
+            } else {
+                None
+            };
+            RemovalRequest::Signed { removal, policy }
         }
     };
     client.send(Method::POST, "/v1/removals", &request)?;
     let joins = match (close, plan.knows_join_secret, key.is_some()) {
         (_, false, _) => "",
-        (true, ..) => {
-            "\nJoining is closed now, because the removed node may know the password or key. Give the members a new one, then: meshctl join-window open --admin-key-file FILE"
-        }
+        // What the others hold may be newer than what was known here.
+        (true, ..) => match client.get::<JoinWindowStatus>("/v1/join-window") {
+            Ok(status) if status.window == JoinWindow::Closed => {
+                "\nJoining is closed now, because the removed node may know the password or key. Give the members a new one, then: meshctl join-window open --admin-key-file FILE"
+            }
+            Ok(_) => {
+                "\nJoining is NOT closed, although the removed node may know the password or key: another admin key, or a later command, has said otherwise. meshctl join-window show tells who; to close it: meshctl join-window close --admin-key-file FILE"
+            }
+            Err(_) => {
+                "\nThe removed node may know the password or key, and whether joining is closed cannot be asked here any more: see meshctl join-window show on another member."
+            }
+        },
         (false, _, true) => {
             "\nJoining stays as it was: the removed node can join again under another identity if it knows the password or key."
         }
@@ -118,6 +133,69 @@ pub(super) fn remove(client: &Client, arguments: &RemoveArguments) -> Result<Exi
         }
     };
     print(&format!("{called} is removed for good.{joins}"))
+}
+
+fn called(plan: &RemovalPlan) -> String {
+    format!("{} ({})", plan.name.as_deref().unwrap_or("the node without a name"), plan.node)
+}
+
+/// Whether the daemon's proposal is about what the operator has typed. What it says of names cannot be checked: that is
+/// why the id is shown.
+fn check_plan(plan: &RemovalPlan, typed: &str) -> Result<()> {
+    let called = called(plan);
+    if plan.subject.node_id() != plan.node {
+        bail!("the daemon's answer makes no sense: {called} has another key");
+    }
+    let (id, digits) = (plan.node.to_string(), typed.to_ascii_lowercase());
+    let is_id = typed.len() >= MIN_PREFIX && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let named = plan.name.as_deref() == Some(typed) && typed.len() < id.len();
+    if !(named || (is_id && id.starts_with(&digits))) {
+        bail!("the daemon's answer makes no sense: it was asked for {typed:?} and proposes {called}");
+    }
+    Ok(())
+}
+
+/// Fewest digits that name a node.
+const MIN_PREFIX: usize = 8;
+
+/// What the operator should know before the node goes, if there is something.
+fn question(plan: &RemovalPlan, with_admin_key: bool) -> Option<String> {
+    let alive = plan.alive.as_ref().map(|alive| format!("; it is alive: {alive}"));
+    if alive.is_none() && !with_admin_key {
+        return None;
+    }
+    let kept = match plan.keep.len() {
+        0 => "and nobody whom it has let in stays".to_owned(),
+        1 => format!("and {} stays, which it has let in", list(&plan.keep)),
+        count => format!("and these {count} stay, which it has let in: {}", list(&plan.keep)),
+    };
+    Some(format!(
+        "{} leaves for good, and its pods lose the mesh at once{}. {} takes over its addresses, {kept}.",
+        called(plan),
+        alive.unwrap_or_default(),
+        plan.heir.node_id(),
+    ))
+}
+
+fn list(nodes: &[NodeId]) -> String {
+    const MOST: usize = 8;
+    let mut shown: Vec<String> = nodes.iter().take(MOST).map(NodeId::to_string).collect();
+    if nodes.len() > MOST {
+        shown.push(format!("and {} more", nodes.len() - MOST));
+    }
+    shown.join(", ")
+}
+
+/// The serial of the next statement: also higher than what members say that this one has not heard of, most likely. One
+/// far in the future is refused: no later statement could take its place.
+fn next_serial(status: &JoinWindowStatus, now: u64) -> Result<u64> {
+    if status.next_serial > now.saturating_add(LONGEST.as_secs()) {
+        bail!(
+            "the daemon proposes the serial {}, which is years ahead of this host's clock ({now}): nothing could take the place of such a statement. Is the clock of this host right?",
+            status.next_serial
+        );
+    }
+    Ok(status.next_serial.max(now))
 }
 
 pub(super) fn join_window(client: &Client, verb: &WindowVerb) -> Result<ExitCode> {
@@ -134,13 +212,17 @@ pub(super) fn join_window(client: &Client, verb: &WindowVerb) -> Result<ExitCode
         None => JoinWindowRequest::Set(window),
         Some(key) => JoinWindowRequest::Signed(SignedJoinPolicy::issue(
             status.cluster,
-            status.next_serial,
+            next_serial(&status, unix_now())?,
             window,
             key.signer(),
         )?),
     };
     client.send(Method::PUT, "/v1/join-window", &request)?;
-    print(&describe(&client.get("/v1/join-window")?))
+    let status: JoinWindowStatus = client.get("/v1/join-window")?;
+    if status.window != window {
+        bail!("it was said, but is not in force: {}", describe(&status));
+    }
+    print(&describe(&status))
 }
 
 fn describe(status: &JoinWindowStatus) -> String {
@@ -172,7 +254,7 @@ pub(super) fn admin_key(file: Option<&Path>, wanted: &[IdentityKey]) -> Result<O
     if wanted.is_empty() {
         bail!("this cluster is flat: it has no admin key; leave --admin-key-file out");
     }
-    let bytes = Zeroizing::new(files::read_secret(path, MAX_KEY_FILE).context("admin-key-file")?);
+    let bytes = files::read_secret(path, MAX_KEY_FILE).context("admin-key-file")?;
     let text = std::str::from_utf8(&bytes).with_context(|| format!("{} is not text", path.display()))?;
     let key = AdminKey::from_text(text).with_context(|| format!("admin-key-file {}", path.display()))?;
     if !wanted.contains(&key.public()) {
@@ -233,6 +315,79 @@ mod tests {
         for text in ["", "15", "m", "0h", "-1h", "1.5h", "15 m", "99999999d", "15µ"] {
             assert!(duration(text).is_err(), "{text:?}");
         }
+    }
+
+    fn plan() -> RemovalPlan {
+        let key = |byte| mesh_keys::Identity::from_bytes(&[byte; 32]).public();
+        let cluster = mesh_keys::ClusterId::from_bytes([9; 32]);
+        RemovalPlan {
+            cluster,
+            admin_keys: vec![key(9)],
+            node: key(1).node_id(),
+            name: Some("web-1".into()),
+            this_node: false,
+            alive: None,
+            knows_join_secret: true,
+            subject: key(1),
+            heir: key(2),
+            keep: vec![key(3).node_id()],
+            grants: Vec::new(),
+            joins: JoinWindowStatus {
+                cluster,
+                admin_keys: vec![key(9)],
+                window: JoinWindow::Open,
+                open: true,
+                signer: None,
+                next_serial: 1,
+            },
+        }
+    }
+
+    #[test]
+    fn only_what_was_typed_is_signed_away() {
+        let plan = plan();
+        let id = plan.node.to_string();
+        for typed in ["web-1", &id, &id[..8], &id.to_uppercase()] {
+            check_plan(&plan, typed).unwrap();
+        }
+        let other = plan.heir.node_id().to_string();
+        for typed in ["web-2", &other, &other[..8], &id[..7], ""] {
+            assert!(
+                check_plan(&plan, typed).unwrap_err().to_string().contains("makes no sense"),
+                "{typed:?}"
+            );
+        }
+        // A daemon that calls a node by the id of another.
+        let lie = RemovalPlan { name: Some(other.clone()), ..plan.clone() };
+        assert!(check_plan(&lie, &other).is_err());
+        let lie = RemovalPlan { subject: plan.heir, ..plan };
+        assert!(check_plan(&lie, "web-1").is_err());
+    }
+
+    #[test]
+    fn an_admin_key_signs_nothing_that_was_not_shown() {
+        let plan = plan();
+        assert_eq!(question(&plan, false), None, "flat, and nothing is heard of it");
+        let alive = RemovalPlan { alive: Some("it answers".into()), ..plan.clone() };
+        assert!(question(&alive, false).unwrap().contains("it answers"));
+        let shown = question(&plan, true).unwrap();
+        for what in [plan.node, plan.heir.node_id(), plan.keep[0]] {
+            assert!(shown.contains(&what.to_string()), "{shown}");
+        }
+        let many = RemovalPlan { keep: vec![plan.node; 11], ..plan };
+        assert!(question(&many, true).unwrap().contains("and 3 more"));
+    }
+
+    #[test]
+    fn serials_follow_the_clock_and_absurd_ones_are_refused() {
+        let now = 1_800_000_000;
+        let proposed = |next_serial| next_serial_of(next_serial, now);
+        fn next_serial_of(proposed: u64, now: u64) -> Result<u64> {
+            next_serial(&JoinWindowStatus { next_serial: proposed, ..plan().joins }, now)
+        }
+        assert_eq!(proposed(1).unwrap(), now);
+        assert_eq!(proposed(now + 5).unwrap(), now + 5);
+        assert!(proposed(u64::MAX).unwrap_err().to_string().contains("clock"));
     }
 
     #[test]

@@ -120,10 +120,15 @@ pub fn main() -> ExitCode {
     done.unwrap_or_else(|error| {
         // Standard error is all that is left to tell it; when that is gone, so is the reader.
         let _ = writeln!(std::io::stderr(), "meshctl: {error:#}");
-        let unreachable =
-            matches!(error.downcast_ref::<ClientError>(), Some(ClientError::Unreachable { .. }));
-        ExitCode::from(if unreachable { EXIT_UNREACHABLE } else { 1 })
+        ExitCode::from(status_of(&error))
     })
+}
+
+fn status_of(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<ClientError>() {
+        Some(ClientError::Unreachable { .. } | ClientError::Timeout) => EXIT_UNREACHABLE,
+        Some(ClientError::Refused(_) | ClientError::Answer(_)) | None => 1,
+    }
 }
 
 /// Writes a line to standard output. A reader that has gone away, as `head` does, is no error.
@@ -156,4 +161,21 @@ fn show_status(socket: &std::path::Path, part: Option<Part>, output: Format) -> 
 fn show_config(socket: &std::path::Path) -> Result<ExitCode> {
     let config: serde_json::Value = Client::new(socket).get("/v1/config")?;
     print(&serde_json::to_string_pretty(&config)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_that_does_not_answer_has_an_exit_status_of_its_own() {
+        let gone = std::io::Error::from(std::io::ErrorKind::NotFound);
+        for (error, status) in [
+            (ClientError::Unreachable { socket: "/s".into(), source: gone }, 3),
+            (ClientError::Timeout, 3),
+            (ClientError::Answer("?".into()), 1),
+        ] {
+            assert_eq!(status_of(&anyhow::Error::from(error).context("while asking")), status);
+        }
+    }
 }

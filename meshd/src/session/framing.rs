@@ -46,6 +46,7 @@ where
         body_have: 0,
         ended: false,
         failed: failed.clone(),
+        writing: task.abort_handle(),
     };
     let writer = FrameWriter {
         remote,
@@ -69,6 +70,7 @@ pub struct FrameReader {
     body_have: usize,
     ended: bool,
     failed: watch::Receiver<Option<WriteFailure>>,
+    writing: AbortHandle,
 }
 
 impl FrameReader {
@@ -79,16 +81,28 @@ impl FrameReader {
     /// # Errors
     /// [`SessionError::FrameLength`], [`SessionError::CutOff`], [`SessionError::Lost`];
     /// [`SessionError::Stalled`] when the writer had to give up. After an error, and after `None`,
-    /// there is nothing more: [`SessionError::Closed`].
+    /// there is nothing more: [`SessionError::Closed`]; but for a frame that is too long only for a peer
+    /// that has not proved to be a member: it can be received once longer frames are accepted.
     pub async fn recv(&mut self) -> Result<Option<Vec<u8>>, SessionError> {
         if self.ended {
             return Err(SessionError::Closed { remote: self.remote });
         }
         let outcome = self.next().await;
-        if !matches!(outcome, Ok(Some(_))) {
-            self.ended = true;
-        }
+        self.ended = match &outcome {
+            Ok(Some(_)) => false,
+            Err(SessionError::FrameLength { found, .. }) => !(1..=MAX_FRAME_MEMBER).contains(found),
+            Ok(None) | Err(_) => true,
+        };
         outcome
+    }
+
+    /// Waits until the session's writer has sent what was queued and is gone, which happens when it was dropped;
+    /// after `patience` it is ended.
+    pub async fn written(&mut self, patience: Duration) {
+        let gone = async { while self.failed.changed().await.is_ok() {} };
+        if timeout(patience, gone).await.is_err() {
+            self.writing.abort();
+        }
     }
 
     /// Sets the longest frame accepted from now on, in bytes, up to [`MAX_FRAME_MEMBER`].

@@ -50,8 +50,8 @@ impl Session {
     /// The peer has proved to be a member: frames may be longer now, and the session no longer
     /// counts as one of a stranger.
     ///
-    /// The peer must come to the same conclusion before it reads the first long frame. That holds if
-    /// it does so when it reads a frame that was sent earlier.
+    /// The peer must come to the same conclusion before it reads the first long frame, or wait with that frame
+    /// until it does.
     pub fn trust_peer(&mut self) {
         self.reader.set_max_frame(MAX_FRAME_MEMBER);
         self.writer.set_max_frame(MAX_FRAME_MEMBER);

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use zeroize::{Zeroize as _, Zeroizing};
 
 /// Why an operation on a file failed. The message names the path and, where one is known, the
 /// likely cause.
@@ -134,12 +135,29 @@ pub fn read_limited(path: &Path, max: usize) -> Result<Vec<u8>, FileError> {
     if meta.len() > limit {
         return Err(FileError::TooLarge { path: path.to_owned(), max });
     }
-    let mut bytes = Vec::new();
-    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(io_error(path, "reading"))?;
-    if bytes.len() > max {
-        return Err(FileError::TooLarge { path: path.to_owned(), max });
-    }
-    Ok(bytes)
+    // One byte more, so that the end is found without growing: growing would leave copies of secrets behind.
+    let mut bytes = vec![0; usize::try_from(meta.len()).unwrap_or(max).saturating_add(1)];
+    let mut file = file.take(limit.saturating_add(1));
+    let mut filled = 0;
+    let error = loop {
+        match file.read(&mut bytes[filled..]) {
+            Ok(0) if filled <= max => {
+                bytes.truncate(filled);
+                return Ok(bytes);
+            }
+            Ok(0) => break FileError::TooLarge { path: path.to_owned(), max },
+            // It has grown since, or does not tell its length.
+            Ok(count) if filled + count == bytes.len() => {
+                filled += count;
+                bytes.resize(bytes.len() * 2 + 64, 0);
+            }
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => break io_error(path, "reading")(error),
+        }
+    };
+    bytes.zeroize();
+    Err(error)
 }
 
 /// Reads a file that holds a secret: as [`read_limited`], and refused when others may read or write
@@ -147,7 +165,7 @@ pub fn read_limited(path: &Path, max: usize) -> Result<Vec<u8>, FileError> {
 ///
 /// # Errors
 /// As [`read_limited`]; [`FileError::Insecure`].
-pub fn read_secret(path: &Path, max: usize) -> Result<Vec<u8>, FileError> {
+pub fn read_secret(path: &Path, max: usize) -> Result<Zeroizing<Vec<u8>>, FileError> {
     let meta = fs::metadata(path).map_err(io_error(path, "inspecting"))?;
     check_owner(path, &meta)?;
     let mode = meta.mode() & 0o777;
@@ -157,15 +175,25 @@ pub fn read_secret(path: &Path, max: usize) -> Result<Vec<u8>, FileError> {
             problem: format!("holds a secret and has mode {mode:03o}: chmod 600 it"),
         });
     }
-    read_limited(path, max)
+    read_limited(path, max).map(Zeroizing::new)
 }
 
-/// Makes sure that `path` is a directory of ours with at most this mode (0700 for state): creates it
-/// and its missing parents, tightens a looser mode, refuses a symbolic link and a foreign owner.
+/// Whose a directory is that is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ours {
+    /// Ours, whatever is in it.
+    Known,
+    /// Ours if nothing is in it: it was made for us, by a package or a container runtime.
+    WhenEmpty,
+}
+
+/// Makes sure that `path` is a directory with at most this mode (0700 for state): creates it and its missing parents,
+/// tightens a looser mode if it is ours, refuses a symbolic link, a foreign owner, and a looser mode of what is not ours:
+/// others use it too, such as `/tmp`.
 ///
 /// # Errors
 /// [`FileError::Io`], [`FileError::Insecure`].
-pub fn secure_dir(path: &Path, mode: u32) -> Result<(), FileError> {
+pub fn secure_dir(path: &Path, mode: u32, ours: Ours) -> Result<(), FileError> {
     if let Some(up) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
         DirBuilder::new().recursive(true).mode(0o755).create(up).map_err(io_error(up, "creating"))?;
     }
@@ -184,6 +212,15 @@ pub fn secure_dir(path: &Path, mode: u32) -> Result<(), FileError> {
     check_owner(path, &meta)?;
     let present = meta.mode() & 0o7777;
     if present & !mode & 0o777 != 0 {
+        let empty = || fs::read_dir(path).map(|mut entries| entries.next().is_none());
+        if ours == Ours::WhenEmpty && !empty().map_err(io_error(path, "listing"))? {
+            return Err(FileError::Insecure {
+                path: path.to_owned(),
+                problem: format!(
+                    "is open to others (mode {present:04o}), and what is in it is not ours: give a directory that nothing else uses, or close it (mode {mode:04o})"
+                ),
+            });
+        }
         dir.set_permissions(fs::Permissions::from_mode(mode)).map_err(io_error(path, "setting the mode"))?;
         tracing::warn!(
             path = %path.display(),
@@ -335,6 +372,9 @@ mod tests {
         fs::write(&path, b"12345").unwrap();
         assert_eq!(read_limited(&path, 5).unwrap(), b"12345");
         assert!(matches!(read_limited(&path, 4), Err(FileError::TooLarge { max: 4, .. })));
+        // It does not tell its length.
+        assert!(read_limited(Path::new("/proc/self/maps"), 1 << 20).unwrap().len() > 64);
+        assert!(matches!(read_limited(Path::new("/proc/self/maps"), 64), Err(FileError::TooLarge { .. })));
         // Endless, and says it has length 0.
         assert!(read_limited(Path::new("/dev/zero"), 10).is_err());
         assert!(read_limited(&dir.path().join("none"), 10).unwrap_err().is_missing());
@@ -345,7 +385,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
         write_atomic(&path, b"secret", 0o600).unwrap();
-        assert_eq!(read_secret(&path, 100).unwrap(), b"secret");
+        let secret = read_secret(&path, 100).unwrap();
+        assert_eq!((&secret[..], secret.capacity()), (&b"secret"[..], 7), "read without growing");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         let error = read_secret(&path, 100).unwrap_err();
         assert!(error.to_string().contains("chmod 600"), "{error}");
@@ -355,17 +396,27 @@ mod tests {
     fn a_state_directory_is_made_and_tightened_but_never_followed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b/state");
-        secure_dir(&path, 0o700).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o700);
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        secure_dir(&path, 0o700).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o700);
+        let mode = || fs::metadata(&path).unwrap().mode() & 0o7777;
+        let loosen = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        for ours in [Ours::WhenEmpty, Ours::WhenEmpty, Ours::Known] {
+            secure_dir(&path, 0o700, ours).unwrap();
+            assert_eq!(mode(), 0o700);
+            loosen(0o755);
+        }
+        fs::write(path.join("something"), b"").unwrap();
+        secure_dir(&path, 0o755, Ours::WhenEmpty).unwrap();
+        loosen(0o1777);
+        let error = secure_dir(&path, 0o755, Ours::WhenEmpty).unwrap_err();
+        assert!(error.to_string().contains("1777"), "{error}");
+        assert_eq!(mode(), 0o1777, "others use it");
+        secure_dir(&path, 0o700, Ours::Known).unwrap();
+        assert_eq!(mode(), 0o700);
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
-        assert!(secure_dir(&link, 0o700).is_err());
+        assert!(secure_dir(&link, 0o700, Ours::Known).is_err());
         let file = dir.path().join("file");
         fs::write(&file, b"").unwrap();
-        assert!(secure_dir(&file, 0o700).is_err());
+        assert!(secure_dir(&file, 0o700, Ours::Known).is_err());
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
-use mesh_keys::NodeId;
-use mesh_keys::frame::{Header, KIND, MAX_PAYLOAD, OVERHEAD, OpenError, Opener, Sealer, ShortId};
+use mesh_keys::frame::{Header, KIND, MAX_PAYLOAD, OVERHEAD, OpenError, Opener, SealError, Sealer, ShortId};
+use mesh_keys::{NodeId, PairSecret};
 
 use crate::Target;
 use crate::world::{WORLD, rng};
@@ -19,8 +19,8 @@ const FRAMES: usize = 1024;
 /// What the sender sealed since it started.
 static SEALED: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     let mut sealer = sealer();
-    let seal = |number: usize| sealer.seal(&number.to_le_bytes()).expect("eight bytes fit");
-    (0..FRAMES).map(seal).collect()
+    let sealed = |number: usize| seal(&mut sealer, &number.to_le_bytes()).expect("eight bytes fit");
+    (0..FRAMES).map(sealed).collect()
 });
 
 fn run(data: &[u8]) {
@@ -32,7 +32,7 @@ fn run(data: &[u8]) {
 /// Any bytes as a datagram.
 fn anything(data: &[u8]) {
     let mut opener = opener();
-    match (Header::parse(data), opener.open(data, resolve)) {
+    match (Header::parse(data), opener.open(data, resolve, pair)) {
         (Ok(header), Ok(opened)) => {
             assert_eq!(header.sender, ShortId::of(&opened.sender));
             assert_eq!((header.boot, header.counter), (opened.boot, opened.counter));
@@ -51,16 +51,16 @@ fn anything(data: &[u8]) {
 fn forgery(data: &[u8]) {
     let Some((choice, payload)) = data.split_first_chunk::<2>() else { return };
     let payload = &payload[..payload.len().min(MAX_PAYLOAD)];
-    let mut sealed = sealer().seal(payload).expect("the payload fits");
+    let mut sealed = seal(&mut sealer(), payload).expect("the payload fits");
     let mut opener = opener();
-    let opened = opener.open(&sealed, resolve).expect("a member sealed it");
+    let opened = opener.open(&sealed, resolve, pair).expect("a member sealed it");
     assert_eq!(opened.payload, payload);
     assert!(opened.first_contact);
     opener.accept(&opened);
 
     let bit = usize::from(u16::from_le_bytes(*choice)) % (sealed.len() * 8);
     sealed[bit / 8] ^= 1 << (bit % 8);
-    assert!(opener.open(&sealed, resolve).is_err(), "bit {bit} changed and nobody noticed");
+    assert!(opener.open(&sealed, resolve, pair).is_err(), "bit {bit} changed and nobody noticed");
     assert_eq!(opener.remembered(), 1);
 }
 
@@ -72,7 +72,7 @@ fn schedule(data: &[u8]) {
     let mut first = None;
     for chunk in data.as_chunks::<2>().0 {
         let number = usize::from(u16::from_le_bytes(*chunk)) % FRAMES;
-        match opener.open(&SEALED[number], resolve) {
+        match opener.open(&SEALED[number], resolve, pair) {
             Ok(opened) => {
                 assert_eq!(opened.payload, number.to_le_bytes());
                 assert_eq!(opened.first_contact, first.is_none());
@@ -97,7 +97,19 @@ fn sealer() -> Sealer {
 }
 
 fn opener() -> Opener {
-    Opener::new(std::slice::from_ref(&WORLD.group_key), 4).expect("one key is allowed")
+    Opener::new(WORLD.founder.node_id(), std::slice::from_ref(&WORLD.group_key), 4)
+        .expect("one key is allowed")
+}
+
+/// For the founder.
+fn seal(sealer: &mut Sealer, payload: &[u8]) -> Result<Vec<u8>, SealError> {
+    let pair = WORLD.member.agree(&WORLD.founder.public()).expect("both are keys");
+    sealer.seal(&WORLD.founder.node_id(), &pair, payload)
+}
+
+fn pair(node: &NodeId) -> Option<PairSecret> {
+    let sender = [&WORLD.founder, &WORLD.member].into_iter().find(|identity| identity.node_id() == *node)?;
+    WORLD.founder.agree(&sender.public())
 }
 
 fn resolve(short: &ShortId) -> Option<NodeId> {
@@ -112,8 +124,8 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("sealed", SEALED[0].clone()),
         ("sealed-second", SEALED[1].clone()),
-        ("sealed-empty", sealer().seal(&[]).expect("nothing fits")),
-        ("sealed-longest", longest.seal(&[7; MAX_PAYLOAD]).expect("the longest payload fits")),
+        ("sealed-empty", seal(&mut sealer(), &[]).expect("nothing fits")),
+        ("sealed-longest", seal(&mut longest, &[7; MAX_PAYLOAD]).expect("the longest payload fits")),
         ("cut-off", SEALED[0][..OVERHEAD - 1].to_vec()),
         ("wireguard-initiation", [&[1u8, 0, 0, 0][..], &[9; 144]].concat()),
         ("schedule-in-order", in_order),

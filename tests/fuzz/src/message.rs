@@ -1,7 +1,7 @@
 //! One frame of a control session.
 
 use mesh_core::message::{Hello, Message, PROTOCOL, Refusal, RefusalCode};
-use mesh_keys::WgPublic;
+use mesh_keys::{PskCheck, WgPublic};
 
 use crate::Target;
 use crate::world::WORLD;
@@ -39,6 +39,7 @@ fn run(data: &[u8]) {
 fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let view = WORLD.view();
     let keys = (WgPublic::from_bytes([1; 32]), WgPublic::from_bytes([2; 32]));
+    let check = PskCheck::from_bytes([3; 16]);
     let messages = [
         ("hello", Message::Hello(Box::new(Hello::Joiner { protocol: PROTOCOL, name: "node-c".to_owned() }))),
         ("refusal", Message::Refuse(Refusal::new(RefusalCode::WrongPassword, "the password is wrong"))),
@@ -48,8 +49,8 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("want", Message::Want { names: view.items().map(|(name, _)| name).collect() }),
         ("your-record", Message::YourRecord { generation: 3, start: u64::MAX }),
         ("push", Message::Push { delta: view.to_delta() }),
-        ("psk-offer", Message::PskOffer { keys, epoch: 1 }),
-        ("psk-commit", Message::PskCommit { epoch: u64::MAX }),
+        ("psk-offer", Message::PskOffer { keys, epoch: 1, check }),
+        ("psk-commit", Message::PskCommit { epoch: u64::MAX, check }),
     ];
     messages.into_iter().map(|(name, message)| (name, message.encode())).collect()
 }

@@ -1,6 +1,7 @@
 //! Members that turn against the others ("mesh-evil"). Each holds a valid identity and admission and real sessions,
 //! with a real node behind them; what it adds are frames of its own making.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use mesh_core::gossip::catalogue::{Kind, Name, Range, Sum};
@@ -9,9 +10,14 @@ use mesh_core::message::Message;
 use mesh_core::node::{Node, SessionId};
 use mesh_core::ranges::RangeSet;
 use mesh_core::view::{Delta, Grant, NodeRecord, Promises, Reclaim, View};
-use mesh_keys::{Admission, BodyId, Identity, IdentityKey, JoinMode, Removal, Signable, Signed, WgPublic};
+use mesh_keys::frame::GroupKey;
+use mesh_keys::{
+    Admission, BodyId, Identity, IdentityKey, JoinMode, NodeId, PskCheck, Removal, Signable, Signed, WgPublic,
+};
 
 use crate::dice::Dice;
+use crate::evil_datagrams::{Accuser, Babbler, Echo, Impostor};
+use crate::network::CONTROL_PORT;
 use crate::queue::Event;
 use crate::world::World;
 
@@ -23,6 +29,10 @@ pub struct Insider<'a> {
     pub view: &'a View,
     /// Its sessions.
     pub sessions: &'a [SessionId],
+    /// The newest key of the group.
+    pub group: Option<&'a GroupKey>,
+    /// Where members say that they are reached.
+    pub addresses: &'a [(NodeId, SocketAddr)],
 }
 
 /// A member that means harm.
@@ -35,17 +45,32 @@ pub trait Adversary {
         let _ = frame;
     }
 
+    /// A datagram came in.
+    fn overhear(&mut self, from: SocketAddr, datagram: &[u8]) {
+        let _ = (from, datagram);
+    }
+
     /// What it sends now, on which sessions.
     fn act(&mut self, me: &Insider<'_>, dice: &mut Dice) -> Vec<(SessionId, Vec<u8>)>;
+
+    /// The datagrams that it sends now, and where to.
+    fn datagrams(&mut self, me: &Insider<'_>, dice: &mut Dice) -> Vec<(SocketAddr, Vec<u8>)> {
+        let _ = (me, dice);
+        Vec::new()
+    }
 }
 
 /// One of each kind.
 pub fn any(dice: &mut Dice) -> Box<dyn Adversary> {
-    match dice.below(5) {
+    match dice.below(9) {
         0 => Box::new(Forger),
         1 => Box::new(Replayer::default()),
         2 => Box::new(Granter::default()),
         3 => Box::new(Flooder),
+        4 => Box::new(Impostor::default()),
+        5 => Box::new(Accuser::default()),
+        6 => Box::new(Babbler::default()),
+        7 => Box::new(Echo::default()),
         _ => Box::new(Slanderer),
     }
 }
@@ -68,7 +93,7 @@ fn forged<T: Signable>(value: &T, me: &Identity) -> Vec<Signed<T>> {
 }
 
 /// What somebody signed, with one bit changed.
-fn altered<T: Signable>(signed: &Signed<T>, dice: &mut Dice) -> Vec<Signed<T>> {
+pub(crate) fn altered<T: Signable>(signed: &Signed<T>, dice: &mut Dice) -> Vec<Signed<T>> {
     let mut bytes = signed.to_bytes();
     let place = 65 + dice.below(bytes.len().saturating_sub(65));
     if let Some(byte) = bytes.get_mut(place) {
@@ -96,7 +121,14 @@ impl Adversary for Forger {
         if let Some(signed) = me.view.signed_record(&victim.node_id()) {
             delta.records.extend(altered(signed, dice));
         }
-        let removal = Removal { cluster, subject: other, signer: victim, heir: mine, keep: Vec::new() };
+        let removal = Removal {
+            cluster,
+            subject: other,
+            signer: victim,
+            heir: mine,
+            keep: Vec::new(),
+            grants: Vec::new(),
+        };
         delta.removals.extend(forged(&removal, me.identity));
         let newcomer = Identity::generate(dice.rng()).public();
         let admission = Admission {
@@ -242,15 +274,15 @@ impl Adversary for Slanderer {
             frames.extend(all(me, &push(Delta { records, ..Delta::default() })));
         }
         let keys = (WgPublic::from_bytes(dice.bytes()), WgPublic::from_bytes(dice.bytes()));
-        let epoch = dice.below(usize::MAX) as u64;
+        let (epoch, check) = (dice.below(usize::MAX) as u64, PskCheck::from_bytes(dice.bytes()));
         for message in [
             Message::YourRecord { generation: epoch, start: epoch },
             Message::Gossip { payload: dice.bytes::<32>().to_vec() },
-            Message::PskCommit { epoch },
-            Message::PskStaged { epoch },
-            Message::PskOffer { keys, epoch },
-            Message::PskAnswer { same: true },
-            Message::PskProbe { keys, check: None },
+            Message::PskCommit { epoch, check },
+            Message::PskStaged { epoch, check },
+            Message::PskOffer { keys, epoch, check },
+            Message::PskAnswer { epoch, check: Some(check) },
+            Message::PskProbe { keys, epoch, check: None },
         ] {
             frames.extend(all(me, &message.encode()));
         }
@@ -278,9 +310,25 @@ impl World {
         let host = &self.hosts[at];
         let Some(view) = host.node().and_then(Node::view) else { return };
         let sessions = self.links.sessions_of(at);
-        let me = Insider { identity: &host.disk.identity, view, sessions: &sessions };
-        for (session, frame) in adversary.act(&me, &mut self.dice) {
+        let group = host.disk.group_key();
+        let addresses: Vec<_> = view
+            .records()
+            .filter_map(|(id, record)| Some((*id, SocketAddr::new(*record.endpoints.first()?, CONTROL_PORT))))
+            .collect();
+        let me = Insider {
+            identity: &host.disk.identity,
+            view,
+            sessions: &sessions,
+            group: group.as_ref(),
+            addresses: &addresses,
+        };
+        let frames = adversary.act(&me, &mut self.dice);
+        let datagrams = adversary.datagrams(&me, &mut self.dice);
+        for (session, frame) in frames {
             self.send_frame(at, session, frame);
+        }
+        for (to, bytes) in datagrams {
+            self.send_datagram(at, to, bytes);
         }
     }
 }

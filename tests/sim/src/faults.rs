@@ -136,6 +136,14 @@ impl World {
                 self.network.slow_down(at, late);
                 self.later(at, 5, 60, Relief::Hasten);
             }
+            Fault::Outsider => self.overhear_all(),
+            Fault::ClockStep => self.step_clock(at),
+            Fault::JoinWindow => self.set_join_window(at),
+            Fault::Token => self.join_by_token(at),
+            Fault::NatReboot => {
+                self.say("the NATs forget their mappings".to_owned());
+                self.network.reboot_nats();
+            }
             Fault::Join => self.join_one(SECRET),
             Fault::Intruder => self.join_one(SECRET + 1),
             Fault::Remove => self.remove_one(at),
@@ -156,17 +164,26 @@ impl World {
             return;
         }
         let which = self.dice.below(count);
-        self.say(format!("host{at} ({}): disk put back to an older state", self.hosts[at].id().short()));
-        self.power_off(at);
+        // The host may run on, and its pods with it: only the daemon is stopped.
+        let runs_on = self.dice.chance(5_000);
+        let how = if runs_on { ", while its pods run" } else { "" };
+        self.say(format!("host{at} ({}): disk put back to an older state{how}", self.hosts[at].id().short()));
+        if runs_on {
+            self.kill(at);
+        } else {
+            self.power_off(at);
+        }
         self.hosts[at].disk = self.hosts[at].backups[which].clone();
+        self.model.rest_is_forgotten(at);
         self.later(at, 1, 30, Relief::Start);
     }
 
     fn clone_disk(&mut self, at: usize) {
-        if self.clones * 8 >= self.settings.nodes {
+        if self.clones * 8 >= self.settings.nodes || self.hosts.len() >= self.settings.most_hosts() {
             return;
         }
         self.clones += 1;
+        let token = self.hosts[at].token.clone();
         let (seeds, backups) = (self.hosts[at].seeds.clone(), self.hosts[at].backups.clone());
         let disk = match self.dice.below(2 + backups.len()) {
             0 | 1 => self.hosts[at].disk.clone(),
@@ -175,6 +192,7 @@ impl World {
         // Whoever copies the disk copies the key file with it.
         let copy = self.add_host(seeds, self.hosts[at].secret, false);
         self.hosts[copy].disk = disk;
+        self.hosts[copy].token = token;
         let alone = self.dice.chance(5_000);
         let place = if alone { ", which reaches nobody" } else { "" };
         self.say(format!("host{copy} starts with a copy of the disk of host{at}{place}"));
@@ -187,16 +205,25 @@ impl World {
     }
 
     fn join_one(&mut self, secret: u8) {
-        if self.hosts.len() >= self.settings.nodes * 2 {
-            return;
+        if let Some(at) = self.newcomer(secret) {
+            self.say(format!(
+                "host{at} starts{}",
+                if secret == SECRET { "" } else { ", without the secret" }
+            ));
+            self.start(at);
+            self.populate(at);
+        }
+    }
+
+    /// A new host, not started yet, if there may be one more.
+    pub(crate) fn newcomer(&mut self, secret: u8) -> Option<usize> {
+        if self.hosts.len() >= self.settings.most_hosts() {
+            return None;
         }
         let seeds = (0..self.settings.nodes).collect();
         let nat = self.settings.network.nat;
         let behind_nat = self.dice.chance(nat);
-        let at = self.add_host(seeds, secret, behind_nat);
-        self.say(format!("host{at} starts{}", if secret == SECRET { "" } else { ", without the secret" }));
-        self.start(at);
-        self.populate(at);
+        Some(self.add_host(seeds, secret, behind_nat))
     }
 
     fn remove_one(&mut self, by: usize) {
@@ -213,6 +240,12 @@ impl World {
             None => return,
         };
         self.say(format!("host{by} is to remove {}", subject.short()));
+        self.ask_removal(by, subject);
+    }
+
+    /// The operator of a host removes a member.
+    pub(crate) fn ask_removal(&mut self, by: usize, subject: NodeId) {
+        self.model.may_go(subject);
         self.ask(by, Request::Remove(subject), Asked::Remove(subject));
     }
 

@@ -1,200 +1,157 @@
-//! What a cluster costs and how fast it is: the figures of `--faults standard`.
+//! What a cluster costs and how fast it is.
 
-use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv6Addr};
-use std::time::Duration;
+mod members;
+mod reach;
+mod spread;
 
-use mesh_core::node::Node;
-use mesh_core::time::Time;
-use mesh_keys::NodeId;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
-use crate::settings::{Chance, NetworkSettings, Settings};
+pub use self::spread::Followed;
+use crate::settings::{NetworkSettings, Settings};
 use crate::world::World;
-
-/// Changes of a record that are followed.
-const CHANGES: usize = 200;
-
-/// Pause between two of them.
-const CHANGE_EVERY: Duration = Duration::from_millis(500);
-
-/// Crashes that are followed.
-const CRASHES: usize = 5;
-
-/// How long the network is split.
-const SPLIT: Duration = Duration::from_secs(120);
 
 /// How long a figure is waited for.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// Loss, and share of slow hosts, while it is counted how often a live node is called unreachable.
-const BAD_NETWORK: (Chance, Chance) = (500, 500);
+/// A newcomer and the members are so far from each other, one way.
+const JOIN_DELAY: Duration = Duration::from_millis(50);
 
-/// The figures; what could not be had in time is absent.
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Figure {
+    /// A changed record.
+    Record,
+    /// Bytes and processor time in peace.
+    Peace,
+    /// A host that loses power.
+    Crash,
+    /// An even split.
+    Split,
+    /// Live nodes that are called unreachable.
+    Doubt,
+    /// New hosts.
+    Join,
+    /// The removal of members.
+    Removal,
+}
+
+impl Figure {
+    /// All of them.
+    pub const ALL: [Self; 7] =
+        [Self::Record, Self::Peace, Self::Crash, Self::Split, Self::Doubt, Self::Join, Self::Removal];
+
+    /// Name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Record => "record",
+            Self::Peace => "peace",
+            Self::Crash => "crash",
+            Self::Split => "split",
+            Self::Doubt => "doubt",
+            Self::Join => "join",
+            Self::Removal => "removal",
+        }
+    }
+
+    /// The figure with a name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|figure| figure.name() == name)
+    }
+}
+
+/// The figures; what was not asked for or could not be had in time is absent.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Figures {
     /// Time in which 99 of 100 changes of a record were known to all.
     pub record_to_all_p99: Option<Duration>,
     /// Bytes of frames and datagrams that a node sends per second in peace.
-    pub bytes_per_node: f64,
+    pub bytes_per_node: Option<f64>,
     /// The longest time until all knew of a crash.
     pub crash_known: Option<Duration>,
     /// Time until all views were equal after an even split.
     pub heal: Option<Duration>,
     /// How often a live node was called unreachable.
-    pub false_unreachable: usize,
+    pub false_unreachable: Option<u64>,
+    /// Time in which 99 of 100 newcomers had their first tunnel, and in which all had their records.
+    pub join_p99: Option<(Duration, Duration)>,
+    /// Time in which 99 of 100 tunnels to removed members were gone.
+    pub removal_p99: Option<Duration>,
     /// What was broken meanwhile.
     pub breaches: usize,
 }
 
-/// A change of a record, and who does not have it yet.
-pub struct Followed {
-    host: usize,
-    order: (u64, u64),
-    since: Time,
-    missing: BTreeSet<usize>,
+/// What taking them has cost on this machine; not the same in two runs.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Costs {
+    /// Time for each of the figures.
+    pub wall: BTreeMap<Figure, Duration>,
+    /// Share of one processor that the code of one node took in peace.
+    pub busy: Option<f64>,
 }
 
-/// Takes all figures.
+/// Takes figures.
 ///
 /// # Errors
 /// The cluster could not be made.
-pub fn take(settings: Settings) -> Result<Figures, String> {
-    let (nodes, span) = (settings.nodes, settings.span);
-    let lossy = settings.network.loss > 0;
-    let mut world = World::new(settings);
-    world.converged()?;
-    world.run(Duration::from_secs(60));
-    let mut figures = Figures { record_to_all_p99: record_to_all(&mut world), ..Figures::default() };
-
-    world.run(Duration::from_secs(30));
-    let (before, quiet) = (world.sent, span.max(Duration::from_secs(60)));
-    world.run(quiet);
-    figures.bytes_per_node = (world.sent - before) as f64 / nodes as f64 / quiet.as_secs_f64();
-
-    if lossy {
-        figures.crash_known = crash_known(&mut world);
-        figures.heal = heal(&mut world);
-        figures.false_unreachable = false_unreachable(&mut world, quiet);
+pub fn take(settings: Settings, which: &[Figure]) -> Result<(Figures, Costs), String> {
+    let (mut figures, mut costs) = (Figures::default(), Costs::default());
+    let common: Vec<Figure> = which.iter().copied().filter(|figure| *figure != Figure::Join).collect();
+    if !common.is_empty() {
+        take_from_one(settings.clone(), &common, &mut figures, &mut costs)?;
     }
-    figures.breaches = world.breaches().len();
-    Ok(figures)
+    if which.contains(&Figure::Join) {
+        let begun = Instant::now();
+        let network =
+            NetworkSettings { least_delay: JOIN_DELAY, most_delay: JOIN_DELAY, ..settings.network.clone() };
+        let mut world = World::new(Settings { network, ..settings });
+        world.converged(&[])?;
+        world.run(Duration::from_secs(60));
+        figures.join_p99 = members::join(&mut world);
+        figures.breaches += world.breaches().len();
+        costs.wall.insert(Figure::Join, begun.elapsed());
+    }
+    Ok((figures, costs))
 }
 
-fn record_to_all(world: &mut World) -> Option<Duration> {
-    let nodes = world.hosts.len();
-    for change in 0..CHANGES {
-        let host = world.dice.below(nodes);
-        world.change_record(host, change);
-        world.run(CHANGE_EVERY);
+fn take_from_one(
+    settings: Settings,
+    which: &[Figure],
+    figures: &mut Figures,
+    costs: &mut Costs,
+) -> Result<(), String> {
+    let (nodes, quiet) = (settings.nodes, settings.span.max(Duration::from_secs(60)));
+    let removed: Vec<usize> = (1..nodes).take(members::REMOVED.min(nodes / 4)).collect();
+    let linked: &[usize] = if which.contains(&Figure::Removal) { &removed } else { &[] };
+    let mut world = World::new(settings);
+    world.converged(linked)?;
+    world.run(Duration::from_secs(60));
+    for figure in which {
+        let begun = Instant::now();
+        match figure {
+            Figure::Record => figures.record_to_all_p99 = spread::record_to_all(&mut world),
+            Figure::Peace => {
+                world.run(Duration::from_secs(30));
+                let (sent, busy) = (world.sent, world.busy);
+                world.run(quiet);
+                let spans = nodes as f64 * quiet.as_secs_f64();
+                figures.bytes_per_node = Some((world.sent - sent) as f64 / spans);
+                costs.busy = Some((world.busy - busy).as_secs_f64() / spans);
+            }
+            Figure::Crash => figures.crash_known = reach::crash_known(&mut world),
+            Figure::Split => figures.heal = reach::heal(&mut world),
+            Figure::Doubt => figures.false_unreachable = Some(reach::false_unreachable(&mut world, quiet)),
+            Figure::Removal => figures.removal_p99 = members::removal(&mut world, &removed),
+            Figure::Join => {}
+        }
+        costs.wall.insert(*figure, begun.elapsed());
     }
-    world.run_until(LIMIT, Duration::from_secs(1), |world| world.followed.is_empty())?;
-    let mut took = std::mem::take(&mut world.spread);
+    figures.breaches += world.breaches().len();
+    Ok(())
+}
+
+/// The value that 99 of 100 do not exceed.
+fn p99(mut took: Vec<Duration>) -> Option<Duration> {
     took.sort_unstable();
     took.get((took.len() * 99).div_ceil(100).saturating_sub(1)).copied()
-}
-
-fn crash_known(world: &mut World) -> Option<Duration> {
-    let mut longest = Duration::ZERO;
-    for _ in 0..CRASHES {
-        let at = world.dice.below(world.hosts.len());
-        let id = world.hosts[at].id();
-        world.power_off(at);
-        let took = world.run_until(LIMIT, Duration::from_millis(500), |world| {
-            world.hosts.iter().filter_map(|host| host.node()).all(|node| !node.is_reachable(&id))
-        })?;
-        longest = longest.max(took);
-        world.start(at);
-        world.run_until(LIMIT, Duration::from_secs(1), |world| doubts(world).is_empty());
-    }
-    Some(longest)
-}
-
-fn heal(world: &mut World) -> Option<Duration> {
-    let parts = (0..world.hosts.len()).map(|host| (host, host % 2)).collect();
-    world.network.split(parts, world.now());
-    world.network_changed();
-    for change in 0..10 {
-        let host = world.dice.below(world.hosts.len());
-        world.change_record(host, CHANGES + change);
-        world.run(SPLIT / 10);
-    }
-    world.network.heal(world.now());
-    world.network_changed();
-    let took = world.run_until(LIMIT, Duration::from_millis(200), |world| {
-        let mut sums = world.hosts.iter().filter_map(|host| host.node().and_then(Node::gossip_fingerprint));
-        let first = sums.next();
-        sums.all(|sum| Some(sum) == first)
-    });
-    world.run_until(LIMIT, Duration::from_secs(1), |world| doubts(world).is_empty());
-    took
-}
-
-/// Live nodes that are called unreachable: by whom, and whom.
-fn doubts(world: &World) -> BTreeSet<(usize, NodeId)> {
-    let alive: Vec<NodeId> =
-        world.hosts.iter().filter(|host| host.process.is_some()).map(|host| host.id()).collect();
-    let doubted = |host: &crate::host::Host| -> Vec<(usize, NodeId)> {
-        let Some(node) = host.node() else { return Vec::new() };
-        let others = alive.iter().filter(|id| **id != host.id());
-        others.filter(|id| !node.is_reachable(id)).map(|id| (host.at, *id)).collect()
-    };
-    world.hosts.iter().flat_map(doubted).collect()
-}
-
-fn false_unreachable(world: &mut World, span: Duration) -> usize {
-    let (loss, slow) = BAD_NETWORK;
-    world.network.lose_more(loss.saturating_sub(NetworkSettings::default().loss));
-    for host in 0..world.hosts.len() {
-        if world.dice.chance(slow) {
-            world.network.slow_down(host, Duration::from_secs(1));
-        }
-    }
-    let mut before = doubts(world);
-    let mut count = 0;
-    let end = world.now() + span;
-    while world.now() < end {
-        world.run(Duration::from_secs(1));
-        let now = doubts(world);
-        count += now.difference(&before).count();
-        before = now;
-    }
-    count
-}
-
-impl World {
-    /// A host gets one more address, and so a new record, which is followed.
-    fn change_record(&mut self, host: usize, change: usize) {
-        let mut facts = self.facts(host);
-        let number = u16::try_from(change).unwrap_or_default();
-        facts.addresses.push(IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 1, number)));
-        self.tell(host, mesh_core::node::Input::Host(facts));
-        let id = self.hosts[host].id();
-        let Some(order) = self.order_at(host, &id) else { return };
-        let missing = self.running().into_iter().filter(|other| *other != host).collect();
-        self.followed.push(Followed { host, order, since: self.now(), missing });
-    }
-
-    fn order_at(&self, at: usize, id: &NodeId) -> Option<(u64, u64)> {
-        Some(self.hosts[at].node()?.view()?.record(id)?.order())
-    }
-
-    /// The node of a host may have learned something.
-    pub(crate) fn follow(&mut self, at: usize) {
-        let now = self.now();
-        let mut followed = std::mem::take(&mut self.followed);
-        followed.retain_mut(|change| {
-            if change.missing.contains(&at) {
-                let id = self.hosts[change.host].id();
-                if self.order_at(at, &id).is_some_and(|order| order >= change.order) {
-                    change.missing.remove(&at);
-                }
-            }
-            let done = change.missing.is_empty();
-            if done {
-                self.spread.push(now.since(change.since));
-            }
-            !done
-        });
-        self.followed = followed;
-    }
 }

@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use mesh_core::gossip::catalogue::Sum;
 use mesh_core::host::Route;
-use mesh_core::node::{Node, Request};
+use mesh_core::node::Node;
 use mesh_keys::NodeId;
 
 use crate::node::LANE;
-use crate::pods::Asked;
 use crate::settings::Fault;
 use crate::world::World;
 
@@ -27,6 +26,12 @@ impl World {
         self.network.lose_more(0);
         self.network_changed();
         self.evil.clear();
+        self.outsider = None;
+        if self.settings.is_scarce() {
+            // There may be no more addresses than nodes: who has no pods hands blocks on.
+            self.settings.pod_pause = Duration::ZERO;
+            self.end_all_pods();
+        }
         for at in 0..self.hosts.len() {
             self.network.slow_down(at, Duration::ZERO);
             self.hosts[at].disk_full = false;
@@ -37,6 +42,8 @@ impl World {
         }
         self.part_copies();
         for at in 0..self.hosts.len() {
+            self.hosts[at].clock_error = 0;
+            self.tell_wall_clock(at);
             self.start(at);
         }
         let begun = self.queue.now;
@@ -75,6 +82,7 @@ impl World {
     /// The operators do what `meshctl status` asks them to: nodes with old disks and removed ones join anew, members
     /// that are no more are removed.
     fn operate(&mut self) {
+        self.give_key_files();
         for at in 0..self.hosts.len() {
             if self.hosts[at].outdated() || self.hosts[at].is_out() {
                 self.say(format!("host{at}: the operator removes the state directory"));
@@ -87,8 +95,9 @@ impl World {
         else {
             return;
         };
+        self.open_the_doors(by);
         for subject in self.lost(by) {
-            self.ask(by, Request::Remove(subject), Asked::Remove(subject));
+            self.ask_removal(by, subject);
         }
     }
 
@@ -192,6 +201,8 @@ pub struct Outcome {
     pub healed: Option<Duration>,
     /// What was broken.
     pub breaches: Vec<crate::model::Breach>,
+    /// How often the exception of P2 for copies of a disk was made use of.
+    pub excused: usize,
     /// A hash of all that happened.
     pub trace: String,
     /// Events handled.
@@ -214,6 +225,7 @@ pub fn chaos(settings: crate::settings::Settings) -> Outcome {
     Outcome {
         healed,
         breaches: world.model.breaches.clone(),
+        excused: world.excused,
         trace: world.trace(),
         events: world.events,
         trail,

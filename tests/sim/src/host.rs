@@ -6,13 +6,15 @@ use std::sync::Arc;
 
 use mesh_core::api::{AttachmentId, Membership};
 use mesh_core::host::HostState;
-use mesh_core::node::{Input, NetnsLook, Node, Remains, RequestId};
-use mesh_core::state::{StateFile, Stored, StoredNode, UnusableState, encode_node};
+use mesh_core::node::{Input, NetnsLook, Node, Remains, RequestId, StartMark};
+use mesh_core::state::{StateFile, Stored, UnusableState, write_of};
 use mesh_core::time::Time;
 use mesh_core::view::View;
-use mesh_keys::{Identity, NodeId, WgSecret};
+use mesh_keys::frame::GroupKey;
+use mesh_keys::{Identity, JoinToken, NodeId, WgPublic, WgSecret};
 
 use crate::dice::Dice;
+use crate::tunnels::Traffic;
 
 /// The state directory.
 #[derive(Clone)]
@@ -27,6 +29,8 @@ pub struct Disk {
     pub files: BTreeMap<StateFile, Vec<u8>>,
     /// What the file of the cluster has, in its place: thousands of such files would not fit into memory.
     pub view: Option<View>,
+    /// Which write that is from.
+    pub view_write: u64,
 }
 
 impl Disk {
@@ -39,6 +43,7 @@ impl Disk {
             lane: WgSecret::generate(dice.rng()),
             files: BTreeMap::new(),
             view: None,
+            view_write: 0,
         }
     }
 
@@ -47,10 +52,17 @@ impl Disk {
         for (file, bytes) in files {
             if file == StateFile::Cluster && self.view.is_some() {
                 self.view = view.cloned();
+                self.view_write = write_of(&bytes);
             } else {
                 self.files.insert(file, bytes);
             }
         }
+    }
+
+    /// The newest key of the group, for adversaries.
+    pub fn group_key(&self) -> Option<GroupKey> {
+        let stored = Stored::decode(&self.files).ok()?;
+        stored.group.keys.into_iter().map(|(_, key)| key).next_back()
     }
 
     /// Reads what is stored and counts the start, as the daemon does.
@@ -60,9 +72,8 @@ impl Disk {
     pub fn load(&mut self) -> Result<Stored, UnusableState> {
         let mut stored = Stored::decode(&self.files)?;
         stored.view = stored.view.or_else(|| self.view.clone());
-        let generation = stored.node.generation + 1;
-        stored.node = StoredNode { generation, ..stored.node };
-        self.files.insert(StateFile::Node, encode_node(&stored.node));
+        stored.writes.note(StateFile::Cluster, self.view_write);
+        self.files.extend([stored.count_start()]);
         Ok(stored)
     }
 }
@@ -87,6 +98,8 @@ pub struct Process {
     pub confirmed: bool,
     /// Members it knows to be removed: they must stay so.
     pub removed: BTreeSet<NodeId>,
+    /// What it was last told of the wall clock, in seconds since 1970, and when.
+    pub wall: Option<(u64, Time)>,
 }
 
 /// A pod that the runtime has started, or is starting.
@@ -110,8 +123,8 @@ pub struct Host {
     pub epoch: u64,
     /// Counts the boots.
     pub boot: u64,
-    /// Generation of the last start that the node has had noted, until the next boot.
-    pub last_start: Option<u64>,
+    /// What the node has had noted last, until the next boot.
+    pub last_start: Option<StartMark>,
     /// Since when the present process runs.
     pub up_since: Time,
     /// The daemon, when it runs.
@@ -138,6 +151,12 @@ pub struct Host {
     pub retired: bool,
     /// It acts against the others.
     pub evil: bool,
+    /// How far its wall clock is off, in seconds.
+    pub clock_error: i64,
+    /// What it joins by instead of a key file.
+    pub token: Option<JoinToken>,
+    /// What its tunnels have carried, by the key of the peer.
+    pub traffic: BTreeMap<WgPublic, Traffic>,
 }
 
 impl Host {
@@ -162,6 +181,9 @@ impl Host {
             seeds,
             retired: false,
             evil: false,
+            clock_error: 0,
+            token: None,
+            traffic: BTreeMap::new(),
         }
     }
 
@@ -189,8 +211,9 @@ impl Host {
         match &status.membership {
             Membership::Joining { waiting_for } => waiting_for.contains("is a member already"),
             Membership::Member => {
-                let copied = "another host has this node's identity";
-                status.problems.iter().any(|problem| problem.contains(copied))
+                let why =
+                    ["another host has this node's identity", "the disk was put back to an older state"];
+                status.problems.iter().any(|problem| why.iter().any(|why| problem.contains(why)))
             }
         }
     }

@@ -11,18 +11,23 @@
 //! | [`node`] | the one place that knows the node's inputs and outputs |
 //! | [`network`], [`links`] | delay, loss, cuts, NAT; control sessions on top |
 //! | [`host`], [`pods`] | disk, kernel, daemon; the container runtime |
-//! | [`faults`], [`evil`] | what goes wrong; members that mean harm |
+//! | [`faults`], [`clocks`] | what goes wrong; wall clocks, and what depends on them |
+//! | [`evil`], [`evil_datagrams`], [`outsider`] | members that mean harm; somebody on the network who does |
+//! | [`tunnels`] | what WireGuard would carry between the hosts, and tells of it |
 //! | [`model`] | what must hold at every moment |
 //! | [`healing`] | what must hold once everything is mended |
 //! | [`figures`] | how fast a cluster is, and what it costs |
 //!
-//! A node is told no wall clock, and its own clock starts with the process: clock steps of a host do not exist for it.
+//! A node's own clock starts with the process and cannot be set. What a host's wall clock shows is told to it as the
+//! daemon does.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::indexing_slicing, reason = "hosts are numbered by the simulator itself")]
 
+pub mod clocks;
 pub mod dice;
 pub mod evil;
+pub mod evil_datagrams;
 pub mod faults;
 pub mod figures;
 pub mod healing;
@@ -31,9 +36,11 @@ pub mod links;
 pub mod model;
 pub mod network;
 pub mod node;
+pub mod outsider;
 pub mod pods;
 mod power;
 pub mod queue;
 pub mod settings;
 mod snapshot;
+pub mod tunnels;
 pub mod world;

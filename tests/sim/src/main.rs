@@ -3,11 +3,12 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool")]
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
-use mesh_sim::figures;
+use mesh_sim::figures::{self, Figure};
 use mesh_sim::healing::{self, Outcome};
 use mesh_sim::settings::{Fault, Settings};
 
@@ -33,6 +34,9 @@ struct Arguments {
     /// The same in seconds
     #[arg(long, conflicts_with = "minutes")]
     seconds: Option<u64>,
+    /// With chaos: as the test suite runs it, whatever is said of nodes, time and pause
+    #[arg(long)]
+    short: bool,
     /// With chaos: mean pause between two faults, in seconds
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..))]
     pause: u64,
@@ -45,6 +49,9 @@ struct Arguments {
     /// With chaos: all faults but these
     #[arg(long, value_delimiter = ',', value_parser = fault)]
     without: Vec<Fault>,
+    /// Without chaos: only these figures, by name, with commas
+    #[arg(long, value_delimiter = ',', value_parser = figure)]
+    figures: Vec<Figure>,
     /// Prints everything that happened
     #[arg(long)]
     trail: bool,
@@ -74,6 +81,11 @@ fn fault(text: &str) -> Result<Fault, String> {
     Fault::named(text).ok_or_else(|| format!("one of {}", names.join(", ")))
 }
 
+fn figure(text: &str) -> Result<Figure, String> {
+    let names: Vec<&str> = Figure::ALL.iter().map(|figure| figure.name()).collect();
+    Figure::named(text).ok_or_else(|| format!("one of {}", names.join(", ")))
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let clean = match arguments.faults {
@@ -89,8 +101,12 @@ fn span(arguments: &Arguments) -> Duration {
 
 fn settings(arguments: &Arguments, seed: u64) -> Settings {
     let nodes = arguments.nodes.map_or(5 + (seed % 26) as usize, |nodes| nodes as usize);
-    let mut settings = Settings::chaos(nodes, seed, span(arguments));
-    settings.fault_pause = Duration::from_secs(arguments.pause);
+    let mut settings = if arguments.short {
+        Settings::short(seed)
+    } else {
+        let fault_pause = Duration::from_secs(arguments.pause);
+        Settings { fault_pause, ..Settings::chaos(nodes, seed, span(arguments)) }
+    };
     if !arguments.only.is_empty() {
         settings.faults.retain(|fault| arguments.only.contains(fault));
     }
@@ -105,9 +121,10 @@ fn figures(arguments: &Arguments) -> bool {
         Faults::None => Settings::calm(nodes, arguments.seed, span),
         Faults::Standard | Faults::Chaos => Settings::standard(nodes, arguments.seed, span),
     };
+    let which = if arguments.figures.is_empty() { &Figure::ALL[..] } else { &arguments.figures[..] };
     let begun = Instant::now();
-    let figures = match figures::take(settings) {
-        Ok(figures) => figures,
+    let (figures, costs) = match figures::take(settings, which) {
+        Ok(taken) => taken,
         Err(error) => {
             eprintln!("error: {error}");
             return false;
@@ -115,32 +132,54 @@ fn figures(arguments: &Arguments) -> bool {
     };
     let wall = begun.elapsed().as_secs_f64();
     let seconds = |took: Option<Duration>| took.map(|took| took.as_secs_f64());
+    let (tunnel, known) = figures.join_p99.unzip();
     if arguments.json {
+        let walls: BTreeMap<&str, f64> =
+            costs.wall.iter().map(|(figure, took)| (figure.name(), took.as_secs_f64())).collect();
         let object = serde_json::json!({
             "record_to_all_p99_s": seconds(figures.record_to_all_p99),
             "bytes_per_node_s": figures.bytes_per_node,
+            "processor_per_node": costs.busy,
             "crash_known_s": seconds(figures.crash_known),
             "heal_s": seconds(figures.heal),
             "false_unreachable": figures.false_unreachable,
+            "first_tunnel_p99_s": seconds(tunnel),
+            "newcomer_known_p99_s": seconds(known),
+            "removed_p99_s": seconds(figures.removal_p99),
             "breaches": figures.breaches,
             "wall_s": wall,
+            "walls_s": walls,
+            "minutes": span.as_secs_f64() / 60.0,
             "nodes": nodes,
             "seed": arguments.seed,
         });
         println!("{object}");
     } else {
-        let text = |took: Option<Duration>| {
-            took.map_or("-".to_owned(), |took| format!("{:.2} s", took.as_secs_f64()))
+        let text = |took: Option<Duration>| took.map(|took| format!("{:.2} s", took.as_secs_f64()));
+        let walls = |figure: Figure| match costs.wall.get(&figure) {
+            Some(took) => format!("{:.1} s", took.as_secs_f64()),
+            None => "not taken".to_owned(),
         };
-        println!("nodes                                    {nodes}");
-        println!("seed                                     {}", arguments.seed);
-        println!("a record to all, p99                     {}", text(figures.record_to_all_p99));
-        println!("sent per node in peace                   {:.0} B/s", figures.bytes_per_node);
-        println!("a crash known to all, worst of 5         {}", text(figures.crash_known));
-        println!("all equal after a split of 120 s         {}", text(figures.heal));
-        println!("live nodes called unreachable            {}", figures.false_unreachable);
-        println!("breaches                                 {}", figures.breaches);
-        println!("wall time                                {wall:.1} s");
+        let line = |what: &str, figure: Figure, value: Option<String>| {
+            let value = value.unwrap_or_else(|| "-".to_owned());
+            println!("{what:<40} {value:<12} (wall time {})", walls(figure));
+        };
+        println!("{:<40} {nodes}", "nodes");
+        println!("{:<40} {}", "seed", arguments.seed);
+        line("a record to all, p99", Figure::Record, text(figures.record_to_all_p99));
+        let bytes = figures.bytes_per_node.map(|bytes| format!("{bytes:.0} B/s"));
+        line("sent per node in peace", Figure::Peace, bytes);
+        let busy = costs.busy.map(|busy| format!("{:.3} %", busy * 100.0));
+        line("of one processor, a node in peace", Figure::Peace, busy);
+        line("a crash known to all, worst of 5", Figure::Crash, text(figures.crash_known));
+        line("all equal after a split of 120 s", Figure::Split, text(figures.heal));
+        let doubts = figures.false_unreachable.map(|count| count.to_string());
+        line("live nodes called unreachable", Figure::Doubt, doubts);
+        line("first tunnel of a newcomer, p99", Figure::Join, text(tunnel));
+        line("a newcomer known to all, p99", Figure::Join, text(known));
+        line("tunnels to the removed gone, p99", Figure::Removal, text(figures.removal_p99));
+        println!("{:<40} {}", "breaches", figures.breaches);
+        println!("{:<40} {wall:.1} s", "wall time");
     }
     figures.breaches == 0
 }

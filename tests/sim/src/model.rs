@@ -8,6 +8,11 @@
 //! * **P2** also: nobody but a member that lies grants a range twice, copies of disks included.
 //! * **P3**: whatever an honest node believes of an honest node, that one has signed; nobody is let in by an honest
 //!   node without the secret; who is known to be removed stays so.
+//! * **P2** also: what a node has leased lies within what is its own by its own account, so that nobody gives away a block
+//!   that is in use; no two pods of a host have the same address; and an address that a pod of a host had is given to no
+//!   other pod there for 60 s.
+//! * **P3** also: nobody is removed that no operator wanted out; nobody is let in while joining is closed, or by a token
+//!   that has ended, by the clock of the one who lets it in.
 //! * A node never sends a range to two peers, nor to a member that it knows to be removed.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,10 +20,12 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 use mesh_core::host::HostState;
+use mesh_core::leases::QUARANTINE;
 use mesh_core::time::Time;
 use mesh_core::view::{Grant, NodeRecord, Promises, Reclaim};
 use mesh_keys::{Admission, BodyId, IdentityKey, NodeId, Removal, Signable, Signed, memo};
 
+use crate::clocks;
 use crate::host::Host;
 
 /// The key file of the cluster.
@@ -75,6 +82,10 @@ pub struct Model {
     out: BTreeSet<NodeId>,
     /// Ranges that a lying member granted.
     tainted: BTreeSet<Ipv4Net>,
+    /// Whom operators wanted out.
+    unwanted: BTreeSet<NodeId>,
+    /// When the last pod with an address ended, by host.
+    ended: BTreeMap<(usize, IpAddr), (NodeId, Time)>,
     /// The virtual clock.
     pub(crate) clock: Time,
 }
@@ -104,6 +115,11 @@ impl Model {
         }
     }
 
+    /// An operator wants a member out.
+    pub(crate) fn may_go(&mut self, subject: NodeId) {
+        self.unwanted.insert(subject);
+    }
+
     /// The members that honest members know to be out.
     pub fn out(&self) -> &BTreeSet<NodeId> {
         &self.out
@@ -114,6 +130,22 @@ impl Model {
     /// An address is in use; who else uses it.
     pub fn begins(&mut self, host: usize, id: NodeId, address: IpAddr, pod: bool) -> Vec<Clash> {
         let since = self.clock;
+        if pod {
+            let rested = self.ended.remove(&(host, address)).filter(|(before, _)| *before == id);
+            if let Some((_, ended)) = rested.filter(|(_, ended)| since.since(*ended) < QUARANTINE) {
+                let rest = since.since(ended).as_secs_f64();
+                self.breach(
+                    since,
+                    "P2: rest",
+                    format!("{address} is leased again at host{host} after {rest:.1} s"),
+                );
+            }
+        }
+        let users = self.uses.entry(address).or_default();
+        if users.get(&host).is_some_and(|user| user.id == id && (pod || user.pod)) {
+            let text = format!("{address} is leased at host{host}, where it is in use already");
+            self.breaches.push(Breach { at: since, promise: "P2", text });
+        }
         let users = self.uses.entry(address).or_default();
         let mut clashes = Vec::new();
         for (other, user) in users.iter().filter(|(other, _)| **other != host) {
@@ -139,7 +171,9 @@ impl Model {
     /// A host uses an address no longer.
     pub fn ends(&mut self, host: usize, address: IpAddr) {
         if let Some(users) = self.uses.get_mut(&address) {
-            users.remove(&host);
+            if let Some(user) = users.remove(&host).filter(|user| user.pod) {
+                self.ended.insert((host, address), (user.id, self.clock));
+            }
             if users.is_empty() {
                 self.uses.remove(&address);
             }
@@ -148,10 +182,19 @@ impl Model {
 
     /// A host has lost power.
     pub fn all_end(&mut self, host: usize) {
-        self.uses.retain(|_, users| {
-            users.remove(&host);
+        let (clock, ended) = (self.clock, &mut self.ended);
+        self.uses.retain(|address, users| {
+            if let Some(user) = users.remove(&host).filter(|user| user.pod) {
+                ended.insert((host, *address), (user.id, clock));
+            }
             !users.is_empty()
         });
+    }
+
+    /// The disk of a host is an older one: what rests now is not on it. A start from a disk of the start before it has
+    /// the highest generation, and so passes for one that goes on.
+    pub(crate) fn rest_is_forgotten(&mut self, host: usize) {
+        self.ended.retain(|(at, _), _| *at != host);
     }
 
     // Routes.
@@ -201,7 +244,13 @@ impl Model {
         if evil {
             return;
         }
+        let mut strays = Vec::new();
+        let own = view.grants().owned_by(&host.disk.identity.public());
         let members = view.admissions();
+        if members.contains(&host.disk.identity.public()) {
+            let leases = process.node.leases().map(|(_, lease)| lease.ipv4);
+            strays.extend(leases.filter(|address| !own.contains(*address)));
+        }
         for (key, known) in &self.known {
             if members.was_admitted(key) && !members.contains(key) {
                 process.removed.insert(known.id);
@@ -223,6 +272,14 @@ impl Model {
             .map(|conflict| format!("{} granted {} twice", conflict.granter.short(), conflict.range))
             .collect();
         let delta = view.to_delta();
+        let unseen = |item: &&Signed<Admission>| !self.good.contains(&item.id());
+        let wrongly: Vec<String> = delta
+            .admissions
+            .iter()
+            .filter(unseen)
+            .filter_map(|item| clocks::wrongly_admitted(host, item, now))
+            .collect();
+        wrongly.into_iter().for_each(|text| self.breach(now, "P3: joining", format!("host{at}: {text}")));
         for item in &delta.admissions {
             self.check(item, at, now, |admission: &Admission| admission.sponsor);
             self.check_invited(item, at, now);
@@ -241,6 +298,16 @@ impl Model {
         }
         for item in &delta.removals {
             self.check(item, at, now, |removal: &Removal| removal.signer);
+            if let Ok(removal) = item.decode()
+                && !self.unwanted.contains(&removal.subject.node_id())
+            {
+                let who = removal.subject.node_id().short();
+                self.breach(
+                    now,
+                    "P3",
+                    format!("host{at} takes {who} for removed, which no operator wanted out"),
+                );
+            }
         }
         for item in &delta.reclaims {
             self.check(item, at, now, |reclaim: &Reclaim| reclaim.to);
@@ -249,6 +316,12 @@ impl Model {
             self.check(item, at, now, |promises: &Promises| promises.node);
         }
         conflicts.into_iter().for_each(|text| self.breach(now, "P2: one grant of a range", text));
+        // A member that lies can take back what it has granted.
+        strays.retain(|address| !self.tainted(*address));
+        for address in strays {
+            let text = format!("host{at} has leased {address}, which is not its own any more");
+            self.breach(now, "P2: given away", text);
+        }
     }
 
     /// Who claims to have signed it, did.

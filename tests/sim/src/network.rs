@@ -13,7 +13,7 @@ use crate::settings::{Chance, NetworkSettings};
 pub const CONTROL_PORT: u16 = 6783;
 
 /// How long a NAT keeps a mapping that nothing passes through.
-const MAPPING_LIFE: Duration = Duration::from_secs(60);
+const MAPPING_LIFE: Duration = Duration::from_secs(30);
 
 /// Where a host is on the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +58,21 @@ pub struct Flight {
     pub from: SocketAddr,
 }
 
+/// Who does not reach whom.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Closed {
+    /// Hosts in different parts do not reach each other; those that are not here form one more.
+    parts: BTreeMap<usize, usize>,
+    /// From, to.
+    cuts: BTreeSet<(usize, usize)>,
+}
+
+impl Closed {
+    fn passes(&self, from: usize, to: usize) -> bool {
+        self.parts.get(&from) == self.parts.get(&to) && !self.cuts.contains(&(from, to))
+    }
+}
+
 /// The network.
 pub struct Network {
     settings: NetworkSettings,
@@ -65,14 +80,15 @@ pub struct Network {
     dice: Dice,
     places: Vec<Place>,
     hosts: BTreeMap<IpAddr, usize>,
-    parts: BTreeMap<usize, usize>,
-    cuts: BTreeSet<(usize, usize)>,
+    closed: Closed,
     extra_loss: Chance,
     slow: BTreeMap<usize, Duration>,
-    /// When a way was last found closed; kept for pairs that were closed at some time.
-    closed: BTreeMap<(usize, usize), Time>,
+    /// What splits and cuts there were, each with when it ended.
+    past: Vec<(Time, Closed)>,
     /// Host behind NAT, its destination → since when nothing passed.
     mappings: BTreeMap<(usize, SocketAddr), (u16, Time)>,
+    /// Counts the mappings: their ports.
+    mapped: u64,
 }
 
 impl Network {
@@ -84,12 +100,12 @@ impl Network {
             dice: Dice::new(seed, 1),
             places: Vec::new(),
             hosts: BTreeMap::new(),
-            parts: BTreeMap::new(),
-            cuts: BTreeSet::new(),
+            closed: Closed::default(),
             extra_loss: 0,
             slow: BTreeMap::new(),
-            closed: BTreeMap::new(),
+            past: Vec::new(),
             mappings: BTreeMap::new(),
+            mapped: 0,
         }
     }
 
@@ -123,7 +139,7 @@ impl Network {
 
     /// Whether packets pass one way.
     pub fn passes(&self, from: usize, to: usize) -> bool {
-        self.parts.get(&from) == self.parts.get(&to) && !self.cuts.contains(&(from, to))
+        self.closed.passes(from, to)
     }
 
     /// Whether packets pass both ways.
@@ -133,8 +149,9 @@ impl Network {
 
     /// Since when packets pass both ways; `None` when they do not.
     pub fn open_since(&self, a: usize, b: usize) -> Option<Time> {
-        let key = (a.min(b), a.max(b));
-        self.open(a, b).then(|| self.closed.get(&key).copied().unwrap_or(Time::ZERO))
+        let shut = |closed: &Closed| !closed.passes(a, b) || !closed.passes(b, a);
+        let last = self.past.iter().rev().find(|(_, closed)| shut(closed));
+        self.open(a, b).then(|| last.map_or(Time::ZERO, |(ended, _)| *ended))
     }
 
     /// The delay from one host to another, without jitter: the same during a run.
@@ -180,9 +197,12 @@ impl Network {
         let source = match sender.nat {
             None => SocketAddr::new(sender.own, CONTROL_PORT),
             Some(nat) => {
-                let taken = self.mappings.len();
-                let port = 20_000 + u16::try_from(taken % 40_000).unwrap_or_default();
-                let mapping = self.mappings.entry((from, to)).or_insert((port, now));
+                let port = 20_000 + u16::try_from(self.mapped % 40_000).unwrap_or_default();
+                let mapped = &mut self.mapped;
+                let mapping = self.mappings.entry((from, to)).or_insert_with(|| {
+                    *mapped += 1;
+                    (port, now)
+                });
                 mapping.1 = now;
                 SocketAddr::new(nat, mapping.0)
             }
@@ -216,30 +236,32 @@ impl Network {
 
     /// Puts hosts into parts that do not reach each other; hosts that are not named form one more.
     pub fn split(&mut self, parts: BTreeMap<usize, usize>, now: Time) {
-        self.change(now, |network| network.parts = parts);
+        self.change(now, |closed| closed.parts = parts);
     }
 
     /// Loses every packet from one host to another.
     pub fn cut(&mut self, from: usize, to: usize, now: Time) {
-        self.change(now, |network| {
-            network.cuts.insert((from, to));
+        self.change(now, |closed| {
+            closed.cuts.insert((from, to));
         });
     }
 
     /// Ends all cuts and splits.
     pub fn heal(&mut self, now: Time) {
-        self.change(now, |network| {
-            network.parts.clear();
-            network.cuts.clear();
-        });
+        self.change(now, |closed| *closed = Closed::default());
     }
 
     /// Puts a host where it reaches nobody; a split that is in force stays.
     pub fn isolate(&mut self, host: usize, now: Time) {
         let part = 1_000 + host;
-        self.change(now, |network| {
-            network.parts.insert(host, part);
+        self.change(now, |closed| {
+            closed.parts.insert(host, part);
         });
+    }
+
+    /// All NATs forget their mappings: what comes in is lost until something goes out, by another port.
+    pub fn reboot_nats(&mut self) {
+        self.mappings.clear();
     }
 
     /// Loses more packets.
@@ -256,22 +278,13 @@ impl Network {
         }
     }
 
-    fn change(&mut self, now: Time, change: impl FnOnce(&mut Self)) {
-        let note = |network: &mut Self| {
-            if network.parts.is_empty() && network.cuts.is_empty() {
-                return;
-            }
-            for a in 0..network.places.len() {
-                for b in a + 1..network.places.len() {
-                    if !network.open(a, b) {
-                        network.closed.insert((a, b), now);
-                    }
-                }
-            }
-        };
-        note(self);
-        change(self);
-        note(self);
+    fn change(&mut self, now: Time, change: impl FnOnce(&mut Closed)) {
+        let mut next = self.closed.clone();
+        change(&mut next);
+        let before = std::mem::replace(&mut self.closed, next);
+        if before != Closed::default() && before != self.closed {
+            self.past.push((now, before));
+        }
     }
 }
 
@@ -304,7 +317,12 @@ mod tests {
         assert_eq!(Some(seen.ip()), inside.nat);
         assert_eq!(network.datagram(0, seen, now).len(), 1);
         assert_eq!(network.datagram(2, seen, now), [], "from another source than the one it was opened to");
-        assert_eq!(network.datagram(0, seen, now + MAPPING_LIFE), []);
+        network.reboot_nats();
+        assert_eq!(network.datagram(0, seen, now), []);
+        let again = network.datagram(1, control(outside.own), now)[0].from;
+        assert_ne!(again, seen, "another port after a reboot");
+        assert_eq!(network.datagram(0, again, now).len(), 1);
+        assert_eq!(network.datagram(0, again, now + MAPPING_LIFE), []);
         assert!(!network.listens(1, inside.seen()) && network.listens(2, other.own));
     }
 

@@ -8,11 +8,13 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use mesh_core::api::{ApiError, Backend};
 use mesh_core::host::HostState;
-use mesh_core::node::{Config, JoinSecret, LaneConfig, Output, RequestId, Response, Seed, SessionId, Ticket};
+use mesh_core::node::{
+    Config, JoinSecret, LaneConfig, Output, RequestId, Response, Seed, SessionId, StartMark, Ticket,
+};
 use mesh_core::state::StateFile;
 use mesh_core::time::Time;
 use mesh_keys::join::JoinKey;
-use mesh_keys::{Secret32, SessionSecrets, WgPublic};
+use mesh_keys::{JoinToken, Secret32, SessionSecrets, WgSecret};
 use sha2::{Digest as _, Sha256};
 
 use crate::network::CONTROL_PORT;
@@ -78,12 +80,14 @@ pub struct Plan {
     pub seeds: Vec<SocketAddr>,
     /// Which key file it has.
     pub secret: u8,
-    /// Public key of its lane.
-    pub lane: WgPublic,
+    /// What it has instead of one, if it joins so.
+    pub token: Option<JoinToken>,
+    /// Key of its lane.
+    pub lane: WgSecret,
     /// Boot of the host.
     pub boot: String,
-    /// Generation of the last start that the host remembers.
-    pub previous_start: Option<u64>,
+    /// What the host remembers of the last start.
+    pub previous_start: Option<StartMark>,
     /// See [`Config::max_calls`].
     pub max_calls: usize,
     /// The cluster's range, should it found it, and the length of the prefix of blocks.
@@ -97,7 +101,10 @@ pub fn config(plan: &Plan) -> Config {
         cluster_name: "sim".to_owned(),
         ipv4_range: plan.range.0,
         block_prefix: plan.range.1,
-        secret: JoinSecret::Key(JoinKey::from_secret(Secret32::from_bytes([plan.secret; 32]))),
+        secret: match &plan.token {
+            Some(token) => JoinSecret::Token(Box::new(token.clone())),
+            None => JoinSecret::Key(JoinKey::from_secret(Secret32::from_bytes([plan.secret; 32]))),
+        },
         seeds: plan
             .seeds
             .iter()
@@ -105,7 +112,7 @@ pub fn config(plan: &Plan) -> Config {
             .collect(),
         advertise: Vec::new(),
         control_port: CONTROL_PORT,
-        lanes: vec![LaneConfig { index: 0, device: LANE.to_owned(), port: LANE_PORT, key: plan.lane }],
+        lanes: vec![LaneConfig::new(0, LANE, LANE_PORT, plan.lane.clone())],
         mtu: None,
         software: "sim".to_owned(),
         boot: plan.boot.clone(),

@@ -29,6 +29,8 @@ pub enum Asked {
     Detach,
     /// A member is removed.
     Remove(NodeId),
+    /// Who may join, and when.
+    Decide,
 }
 
 impl World {
@@ -41,6 +43,9 @@ impl World {
     }
 
     pub(crate) fn pods_move(&mut self, at: usize) {
+        if self.settings.pod_pause.is_zero() {
+            return;
+        }
         // Some hosts are busier than others.
         let pause = self.settings.pod_pause * (1 + u32::try_from(at % 3).unwrap_or(0)) / 2;
         let pause = self.dice.span(Duration::ZERO, pause * 2);
@@ -101,6 +106,14 @@ impl World {
         }
     }
 
+    /// All pods of all hosts end.
+    pub(crate) fn end_all_pods(&mut self) {
+        for at in 0..self.hosts.len() {
+            let ids: Vec<AttachmentId> = self.hosts[at].pods.keys().cloned().collect();
+            ids.iter().for_each(|id| self.delete(at, id, false));
+        }
+    }
+
     /// The daemon is gone: requests that are under way fail, and the runtime deletes these pods.
     pub(crate) fn pods_lose_daemon(&mut self, at: usize) {
         let failed: Vec<AttachmentId> = self.hosts[at]
@@ -143,7 +156,8 @@ impl World {
             (Asked::Remove(id), Err(error)) => {
                 self.say(format!("host{at} cannot remove {}: {error}", id.short()));
             }
-            (Asked::Attach(_), Ok(_)) | (Asked::Detach, _) => {}
+            (Asked::Decide, Err(error)) => self.say(format!("host{at} cannot decide that: {error}")),
+            (Asked::Attach(_), Ok(_)) | (Asked::Detach, _) | (Asked::Decide, Ok(_)) => {}
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::links::LinkId;
 use crate::network::CONTROL_PORT;
 use crate::node::{self, Plan};
 use crate::queue::{Call, Event};
+use crate::tunnels::LOOK_AT_TUNNELS;
 use crate::world::{CALL_LIMIT, World};
 
 /// Pause between two looks at what is left of pods.
@@ -52,7 +53,8 @@ impl World {
             host: at,
             seeds,
             secret: host.secret,
-            lane: host.disk.lane.public(),
+            token: host.token.clone(),
+            lane: host.disk.lane.clone(),
             boot: format!("boot {at} {}", host.boot),
             previous_start: host.last_start,
             max_calls,
@@ -73,15 +75,20 @@ impl World {
             desired: None,
             confirmed: false,
             removed: BTreeSet::new(),
+            wall: None,
         });
         let tombstones = host.tombstones.clone();
         let facts = self.facts(at);
+        self.tell_wall_clock(at);
         self.tell(at, Input::Host(facts));
         if !tombstones.is_empty() {
             self.tell(at, Input::Tombstones(tombstones));
         }
         let epoch = self.hosts[at].epoch;
         self.queue.put(LOOK_EVERY, at, epoch, Event::Look);
+        if self.settings.tunnels {
+            self.queue.put(LOOK_AT_TUNNELS, at, epoch, Event::Tunnels);
+        }
     }
 
     /// What a host is like.
@@ -119,6 +126,7 @@ impl World {
         host.kernel = Arc::new(HostState::default());
         host.pods.clear();
         host.forgotten.clear();
+        host.traffic.clear();
         self.model.all_end(at);
     }
 
@@ -155,6 +163,7 @@ impl World {
         host.disk = Disk::new(&mut self.dice);
         host.backups.clear();
         host.tombstones.clear();
+        host.token = None;
         self.model.meet(&self.hosts[at]);
     }
 
@@ -216,6 +225,7 @@ impl World {
     }
 
     pub(crate) fn look(&mut self, at: usize) {
+        self.tell_wall_clock(at);
         let host = &self.hosts[at];
         let Some(process) = &host.process else { return };
         let now = node::clock(self.queue.now, process.started);

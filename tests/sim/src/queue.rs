@@ -36,6 +36,10 @@ pub enum Event {
     Look,
     /// An adversary acts.
     Evil,
+    /// Who listens on the network repeats something.
+    Outsider,
+    /// Packets go through the tunnels of a host, and its daemon looks at the counters.
+    Tunnels,
     /// Something that was broken is mended.
     Relief(Relief),
     /// The next fault.
@@ -115,7 +119,7 @@ impl Queue {
             Event::Written(_, files) if (entry.host, entry.epoch) == (host, epoch) => Some(files.clone()),
             Event::Written(..) | Event::Tick | Event::Tell(_) | Event::Apply | Event::Called(_) => None,
             Event::Opened(..) | Event::Arrived(..) | Event::Expired(_) | Event::Pods | Event::Look => None,
-            Event::Evil | Event::Relief(_) | Event::Fault => None,
+            Event::Evil | Event::Outsider | Event::Tunnels | Event::Relief(_) | Event::Fault => None,
         })
     }
 }

@@ -1,6 +1,11 @@
 //! What a run is like.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
+
+use ipnet::Ipv4Net;
+
+use crate::node::RANGE;
 
 /// How often, in ten thousandths.
 pub type Chance = u32;
@@ -36,11 +41,21 @@ pub enum Fault {
     Remove,
     /// A member turns against the others.
     Evil,
+    /// Somebody who is no member repeats what he hears on the network.
+    Outsider,
+    /// The wall clock of a host is set, by seconds or by years.
+    ClockStep,
+    /// The operator closes joining, opens it for a while, or for good.
+    JoinWindow,
+    /// A host joins by a token, which may end before it is used.
+    Token,
+    /// NATs forget all mappings.
+    NatReboot,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 19] = [
         Self::Kill,
         Self::PowerLoss,
         Self::LostDisk,
@@ -55,6 +70,11 @@ impl Fault {
         Self::Intruder,
         Self::Remove,
         Self::Evil,
+        Self::Outsider,
+        Self::ClockStep,
+        Self::JoinWindow,
+        Self::Token,
+        Self::NatReboot,
     ];
 
     /// Name on the command line.
@@ -74,6 +94,11 @@ impl Fault {
             Self::Intruder => "intruder",
             Self::Remove => "remove",
             Self::Evil => "evil",
+            Self::Outsider => "outsider",
+            Self::ClockStep => "clock-step",
+            Self::JoinWindow => "join-window",
+            Self::Token => "token",
+            Self::NatReboot => "nat-reboot",
         }
     }
 
@@ -130,9 +155,45 @@ pub struct Settings {
     pub pod_pause: Duration,
     /// The network.
     pub network: NetworkSettings,
+    /// The range of the cluster, and the length of the prefix of its blocks.
+    pub range: (Ipv4Net, u8),
+    /// Packets go through the tunnels, and nodes are told of them.
+    pub tunnels: bool,
+    /// What the wall clocks show at the start, in seconds since 1970.
+    pub wall_clock: u64,
+}
+
+/// Blocks of 30 usable addresses.
+const BLOCK: u8 = 27;
+
+/// What the wall clocks show at the start.
+const WALL_CLOCK: u64 = 1_750_000_000;
+
+/// A range with so few blocks that they are all owned soon, and addresses come back into use.
+fn scarce(nodes: usize) -> (Ipv4Net, u8) {
+    let blocks = (nodes + nodes / 2).next_power_of_two().max(16);
+    let prefix = BLOCK.saturating_sub(u8::try_from(blocks.ilog2()).unwrap_or(BLOCK));
+    (Ipv4Net::new(Ipv4Addr::new(10, 32, 0, 0), prefix).unwrap_or(RANGE), BLOCK)
 }
 
 impl Settings {
+    /// A run of the test suite: few nodes, many faults in a short time.
+    pub fn short(seed: u64) -> Self {
+        let nodes = 5 + usize::try_from(seed % 6).unwrap_or_default();
+        Self { fault_pause: Duration::from_secs(2), ..Self::chaos(nodes, seed, Duration::from_secs(25)) }
+    }
+
+    /// Hosts that there may be: each needs a block in the end.
+    pub fn most_hosts(&self) -> usize {
+        let blocks = 1usize << self.range.1.saturating_sub(self.range.0.prefix_len()).min(16);
+        (self.nodes * 2).min(blocks.saturating_sub(2))
+    }
+
+    /// Whether addresses are scarce: see [`Settings::range`].
+    pub fn is_scarce(&self) -> bool {
+        self.range.0.prefix_len() > RANGE.prefix_len()
+    }
+
     /// Random faults of all kinds.
     pub fn chaos(nodes: usize, seed: u64, span: Duration) -> Self {
         Self {
@@ -143,6 +204,9 @@ impl Settings {
             fault_pause: Duration::from_secs(6),
             pod_pause: Duration::from_millis(1200),
             network: NetworkSettings { nat: 1_000, ..NetworkSettings::default() },
+            range: if seed.is_multiple_of(3) { scarce(nodes) } else { (RANGE, BLOCK) },
+            tunnels: true,
+            wall_clock: WALL_CLOCK,
         }
     }
 
@@ -151,6 +215,8 @@ impl Settings {
         Self {
             faults: Vec::new(),
             pod_pause: Duration::ZERO,
+            range: (RANGE, BLOCK),
+            tunnels: false,
             network: NetworkSettings::default(),
             ..Self::chaos(nodes, seed, span)
         }

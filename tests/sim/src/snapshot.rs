@@ -1,14 +1,16 @@
 //! A cluster that is there from the start: one view that has everybody, made once and copied to all.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use mesh_core::leases::first_usable;
+use mesh_core::node::StartMark;
 use mesh_core::ranges::RangeSet;
-use mesh_core::state::{StateFile, Stored, StoredGroup, StoredNode, encode_group, encode_node};
+use mesh_core::state::{StateFile, Stored, StoredGroup, StoredKey, StoredNode, encode_group, encode_node};
 use mesh_core::view::{Delta, Grant, LaneInfo, NodeRecord, View};
 use mesh_keys::frame::GroupKey;
-use mesh_keys::{BodyId, Genesis, GenesisFields, JoinMode, JoinModes, Signed, SignedAdmission};
+use mesh_keys::{BodyId, Genesis, GenesisFields, JoinMode, JoinModes, NodeId, Psk, Signed, SignedAdmission};
 
 use crate::model::SECRET;
 use crate::network::CONTROL_PORT;
@@ -22,32 +24,54 @@ const RANGE: (Ipv4Net, u8) = (Ipv4Net::new_assert(Ipv4Addr::new(10, 32, 0, 0), 1
 const MOST_WITH_TUNNELS: usize = 200;
 
 impl World {
-    /// Adds the hosts of the settings, as members of one cluster that know each other, and starts them.
+    /// Adds the hosts of the settings, as members of one cluster that know each other, and starts them. Where not all
+    /// can have tunnels to all, all have one to each of the hosts `linked`.
     ///
     /// # Errors
     /// What the cluster cannot be made of.
-    pub fn converged(&mut self) -> Result<(), String> {
+    pub fn converged(&mut self, linked: &[usize]) -> Result<(), String> {
         self.range = RANGE;
         let nodes = self.settings.nodes;
         for _ in 0..nodes {
             self.add_host(vec![0], SECRET, false);
         }
         let (view, addresses) = self.common_view()?;
+        let keys = self.common_keys(linked);
         let group = StoredGroup { keys: vec![(0, GroupKey::generate(self.dice.rng()))] };
         if nodes > MOST_WITH_TUNNELS {
             self.max_calls = 0;
         }
         for (at, address) in addresses.into_iter().enumerate() {
             let node = StoredNode { generation: 2, mesh_ipv4: Some(address) };
-            let stored = Stored { view: Some(view.clone()), node, group: group.clone(), ..Stored::default() };
+            let keys = keys.get(&at).cloned().unwrap_or_default();
+            let stored =
+                Stored { view: Some(view.clone()), node, group: group.clone(), keys, ..Stored::default() };
             let host = &mut self.hosts[at];
-            host.last_start = Some(1);
+            let writes = stored.writes;
+            host.last_start = Some(StartMark { node: host.id(), generation: 1, writes, put_back: false });
             host.disk.files.insert(StateFile::Node, encode_node(&stored.node));
             host.disk.files.insert(StateFile::Group, encode_group(group.clone()));
             host.disk.view = Some(view.clone());
             self.start_from(at, stored);
         }
         Ok(())
+    }
+
+    /// Keys for the tunnels between all and those `linked`, which both ends have installed.
+    fn common_keys(&mut self, linked: &[usize]) -> BTreeMap<usize, BTreeMap<NodeId, StoredKey>> {
+        let mut keys: BTreeMap<usize, BTreeMap<NodeId, StoredKey>> = BTreeMap::new();
+        for a in 0..self.hosts.len() {
+            for b in linked.iter().copied().filter(|b| *b != a) {
+                let psk = Psk::random(self.dice.rng());
+                for (here, there) in [(a, b), (b, a)] {
+                    let lane = |host: usize| self.hosts[host].disk.lane.public();
+                    let key =
+                        StoredKey { psk: psk.clone(), keys: (lane(here), lane(there)), confirmed: true };
+                    keys.entry(here).or_default().insert(self.hosts[there].id(), key);
+                }
+            }
+        }
+        keys
     }
 
     fn common_view(&self) -> Result<(View, Vec<Ipv4Addr>), String> {

@@ -1,7 +1,7 @@
 //! All hosts and the network under one clock.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 use mesh_core::message::Message;
@@ -16,6 +16,7 @@ use crate::links::{Arrival, Links, Piece};
 use crate::model::{Breach, Model, SECRET};
 use crate::network::Network;
 use crate::node::{self, Act};
+use crate::outsider::Outsider;
 use crate::pods::Asked;
 use crate::queue::{Call, Event, Queue};
 use crate::settings::Settings;
@@ -39,6 +40,8 @@ pub struct World {
     pub model: Model,
     /// Adversaries, by host.
     pub evil: BTreeMap<usize, Box<dyn Adversary>>,
+    /// Who listens on the network.
+    pub outsider: Option<Outsider>,
     /// Choices of what happens.
     pub dice: Dice,
     /// The range of the cluster, and the length of the prefix of blocks.
@@ -49,12 +52,16 @@ pub struct World {
     pub sent: u64,
     /// Events handled.
     pub events: u64,
+    /// Time that this machine has spent in the code that ships; not the same in two runs.
+    pub busy: Duration,
     pub(crate) followed: Vec<crate::figures::Followed>,
     pub(crate) spread: Vec<Duration>,
     pub(crate) asked: BTreeMap<RequestId, Asked>,
     pub(crate) requests: u64,
     pub(crate) pod_names: u64,
     pub(crate) clones: usize,
+    /// Addresses in use at two copies of one disk that reached no common member: the exception of P2.
+    pub excused: usize,
     /// Calls that a node may have under way: see [`mesh_core::node::Config::max_calls`].
     pub max_calls: usize,
     trace: Sha256,
@@ -71,17 +78,20 @@ impl World {
             hosts: Vec::new(),
             model: Model::default(),
             evil: BTreeMap::new(),
+            outsider: None,
             dice: Dice::new(settings.seed, 0),
-            range: (node::RANGE, 27),
+            range: settings.range,
             trail: Vec::new(),
             sent: 0,
             events: 0,
+            busy: Duration::ZERO,
             followed: Vec::new(),
             spread: Vec::new(),
             asked: BTreeMap::new(),
             requests: 0,
             pod_names: 0,
             clones: 0,
+            excused: 0,
             max_calls: mesh_core::node::MAX_CALLS,
             trace: Sha256::new(),
             settings,
@@ -142,6 +152,7 @@ impl World {
 
     fn step(&mut self, host: usize, epoch: u64, event: Event) {
         self.events += 1;
+        self.model.clock = self.queue.now;
         self.trace.update(self.queue.now.since_origin().as_micros().to_le_bytes());
         self.trace.update((host as u64).to_le_bytes());
         match event {
@@ -151,6 +162,7 @@ impl World {
             | Event::Apply
             | Event::Opened(..)
             | Event::Arrived(..)
+            | Event::Tunnels
             | Event::Look => {
                 let alive = self.hosts.get(host).is_some_and(|h| h.epoch == epoch && h.process.is_some());
                 if alive {
@@ -170,6 +182,7 @@ impl World {
             }
             Event::Pods => self.pods_move(host),
             Event::Evil => self.evil_acts(host),
+            Event::Outsider => self.outsider_acts(),
             Event::Relief(relief) => self.relieve(host, relief),
             Event::Fault => self.next_fault(),
         }
@@ -188,7 +201,13 @@ impl World {
                     self.set_alarm(at);
                 }
             }
-            Event::Tell(input) => self.tell(at, *input),
+            Event::Tell(input) => {
+                if let (Input::Datagram { from, bytes }, Some(adversary)) = (&*input, self.evil.get_mut(&at))
+                {
+                    adversary.overhear(*from, bytes);
+                }
+                self.tell(at, *input);
+            }
             Event::Written(ticket, files) => {
                 let Some(host) = self.hosts.get_mut(at) else { return };
                 let input = if host.disk_full {
@@ -212,10 +231,12 @@ impl World {
                 }
             }
             Event::Look => self.look(at),
+            Event::Tunnels => self.look_at_tunnels(at),
             Event::Called(_)
             | Event::Expired(_)
             | Event::Pods
             | Event::Evil
+            | Event::Outsider
             | Event::Relief(_)
             | Event::Fault => {}
         }
@@ -255,6 +276,13 @@ impl World {
         }
     }
 
+    fn handle(&mut self, at: usize, input: Input, now: Time) {
+        let Some(process) = self.process(at) else { return };
+        let begun = Instant::now();
+        process.node.handle(input, now);
+        self.busy += begun.elapsed();
+    }
+
     /// Asks the node of a host something; the answer is noted under the name that is returned.
     pub fn ask(&mut self, at: usize, request: Request, asked: Asked) -> RequestId {
         self.requests += 1;
@@ -276,7 +304,7 @@ impl World {
                 Act::Wait(next) => {
                     let started = process.started;
                     if let Some(input) = process.inbox.pop_front() {
-                        process.node.handle(input, node::clock(now, started));
+                        self.handle(at, input, node::clock(now, started));
                         continue;
                     }
                     process.wake = now + node::until(next, now, started);
@@ -333,10 +361,14 @@ impl World {
         }
     }
 
-    fn send_datagram(&mut self, at: usize, to: std::net::SocketAddr, bytes: Vec<u8>) {
+    /// Sends a datagram from the control port of a host.
+    pub(crate) fn send_datagram(&mut self, at: usize, to: std::net::SocketAddr, bytes: Vec<u8>) {
         self.sent += bytes.len() as u64;
         for flight in self.network.datagram(at, to, self.queue.now) {
             let epoch = self.hosts.get(flight.to).map_or(0, |host| host.epoch);
+            if let Some(outsider) = &mut self.outsider {
+                outsider.overhear(flight.from, flight.to, &bytes);
+            }
             let input = Input::Datagram { from: flight.from, bytes: bytes.clone() };
             self.queue.put(flight.after, flight.to, epoch, Event::Tell(Box::new(input)));
         }
@@ -359,8 +391,8 @@ impl World {
         let Some(host) = self.hosts.get_mut(at) else { return };
         let Some(process) = &host.process else { return };
         host.tombstones.retain(|id| process.node.has_lease(id));
-        if let Some(generation) = process.node.start_to_note() {
-            host.last_start = Some(generation);
+        if let Some(mark) = process.node.start_to_note() {
+            host.last_start = Some(mark);
         }
         if !self.followed.is_empty() {
             self.follow(at);
@@ -409,6 +441,7 @@ impl World {
                     "{address} is used at host{at} and host{}, copies of one disk that reach no common member",
                     other.host
                 ));
+                self.excused += 1;
                 continue;
             }
             let text = format!(
@@ -420,9 +453,10 @@ impl World {
         }
     }
 
-    /// Whether some member that runs can be reached by both hosts: packets pass both ways. Where both were running
-    /// already while they were cut off from it, and may each have been confirmed by somebody else, only after the
-    /// longest pause of a node between two calls.
+    /// Whether some member that runs can be reached by both hosts: packets pass both ways. Where one of the two was
+    /// running already before that was so, and may have been confirmed by somebody else, only after the longest pause of
+    /// a node between two calls: a start hears of another in the ten seconds for which it waits, a node that runs by its
+    /// next call.
     fn share_a_member(&self, a: usize, b: usize) -> bool {
         const PAUSE: Duration = Duration::from_secs(60);
         let now = self.queue.now;
@@ -434,8 +468,8 @@ impl World {
         let copy = self.hosts[a].id();
         let others = self.hosts.iter().filter(|host| host.at != a && host.at != b && host.id() != copy);
         others
-            .filter(|host| host.serves() && now.since(host.up_since) >= PAUSE)
-            .filter_map(|host| Some(near(a, host.at)?.max(near(b, host.at)?)))
+            .filter(|host| host.serves())
+            .filter_map(|host| Some(near(a, host.at)?.max(near(b, host.at)?).max(host.up_since)))
             .any(|open| both_up >= open || now.since(open) >= PAUSE)
     }
 

@@ -2,17 +2,22 @@
 
 use std::time::Duration;
 
-use mesh_sim::figures;
+use mesh_sim::figures::{self, Figure};
 use mesh_sim::settings::Settings;
 
 #[test]
 fn a_converged_cluster_is_measured_alike_for_the_same_seed() {
-    let take = || figures::take(Settings::standard(8, 5, Duration::from_secs(60))).unwrap();
+    let take = || figures::take(Settings::standard(8, 5, Duration::from_secs(60)), &Figure::ALL).unwrap().0;
     let figures = take();
     assert_eq!(figures, take());
     assert!(figures.record_to_all_p99.unwrap() < Duration::from_secs(2), "{figures:?}");
     assert!(figures.crash_known.unwrap() < Duration::from_secs(30), "{figures:?}");
     assert!(figures.heal.unwrap() < Duration::from_secs(40), "{figures:?}");
-    assert!(figures.bytes_per_node > 0.0 && figures.bytes_per_node < 500.0, "{figures:?}");
+    let bytes = figures.bytes_per_node.unwrap();
+    assert!(bytes > 0.0 && bytes < 500.0, "{figures:?}");
+    let (tunnel, known) = figures.join_p99.unwrap();
+    assert!(Duration::ZERO < tunnel && tunnel < known.max(Duration::from_secs(3)), "{figures:?}");
+    assert!(known < Duration::from_secs(10), "{figures:?}");
+    assert!(figures.removal_p99.unwrap() < Duration::from_secs(5), "{figures:?}");
     assert_eq!(figures.breaches, 0);
 }

@@ -11,7 +11,7 @@ use crate::workspace::Workspace;
 use crate::{machine, packages};
 
 /// The packages with the programs that the lab starts.
-const PROGRAMS: &[&str] = &["meshd", "mesh-engine", "mesh-cni"];
+pub(crate) const PROGRAMS: &[&str] = &["meshd", "mesh-engine", "mesh-cni"];
 
 #[derive(Args)]
 pub(crate) struct Arguments {

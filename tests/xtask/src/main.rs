@@ -7,6 +7,7 @@
 //! | `lint` | format, clippy, documentation, dependency rules, purity rules | no |
 //! | `bench SUITE` | measurements, with everything compared in the same run | yes |
 //! | `fuzz [TARGET]` | coverage-guided fuzzing of the parsers | no |
+//! | `crowd` | sixty real daemons on this machine: split, healed, one removed, one added; figures | yes |
 //! | `sim` | simulated clusters: figures, or chaos with a reference model | no |
 //!
 //! Exit codes: 0 when all went well, 1 when a step failed, 2 when the command line is wrong.
@@ -20,6 +21,7 @@
 
 mod bench;
 mod command;
+mod crowd;
 mod demo;
 mod fuzz;
 mod leaks;
@@ -65,6 +67,8 @@ enum Verb {
     Bench(bench::Arguments),
     /// Fuzz a parser (or all of them in turn), guided by coverage
     Fuzz(fuzz::Arguments),
+    /// Bring up sixty real daemons on this machine, split and heal them, remove one, add one, and measure
+    Crowd(crowd::Arguments),
     /// Simulate whole nodes under a virtual clock: figures, or chaos with a reference model
     Sim(sim::Arguments),
 }
@@ -77,6 +81,7 @@ fn main() -> ExitCode {
         Verb::Lint(arguments) => lint::run_checks(&workspace, &arguments),
         Verb::Bench(arguments) => bench::run_suite(&workspace, &arguments),
         Verb::Fuzz(arguments) => fuzz::run_targets(&workspace, &arguments),
+        Verb::Crowd(arguments) => crowd::run_crowd(&workspace, &arguments),
         Verb::Sim(arguments) => sim::run_simulator(&workspace, &arguments),
     });
     match outcome {

@@ -5,7 +5,7 @@
 
 use mesh_keys::token::TokenHash;
 use mesh_keys::{
-    ClusterId, IdentityKey, JoinWindow, NodeId, SignedJoinPolicy, SignedRemoval, SignedRevocation,
+    BodyId, ClusterId, IdentityKey, JoinWindow, NodeId, SignedJoinPolicy, SignedRemoval, SignedRevocation,
     SignedToken, TokenId,
 };
 use serde::{Deserialize, Serialize};
@@ -33,6 +33,8 @@ pub struct RemovalPlan {
     pub heir: IdentityKey,
     /// The nodes that it had let in and that stay.
     pub keep: Vec<NodeId>,
+    /// The grants by it that members' addresses rest on.
+    pub grants: Vec<BodyId>,
     /// The join policy in force.
     pub joins: JoinWindowStatus,
 }

@@ -14,6 +14,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 /// What an item is. Kinds are never reused.
+///
+/// Sums and lists are about the kinds 0 to 10, in all versions: over items that an earlier version cannot have they would
+/// never agree. Kinds that are added need sums and lists apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Kind(pub u8);
 

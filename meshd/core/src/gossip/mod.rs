@@ -126,12 +126,17 @@ const RANGES: usize = 24;
 const ANSWERS: usize = 8;
 /// Names asked for in one part.
 const WANTED: usize = 48;
-/// Pause between attempts to reach one of the unreachable.
+/// Pause between attempts to reach one of the unreachable, when they are not few.
 const RETRY: Duration = Duration::from_secs(2);
+/// Each of the unreachable is tried by as many members in that time: a host that is down for long is not hammered by
+/// thousands, and once it is up again it calls others by itself.
+const TRIED_BY: usize = 64;
 /// A node answers accusations at once only when it has not had to for so long; otherwise when it has to, see
 /// [`Entry::answer_due`]: each answer goes to everybody, and one who accuses all the time should not decide how many.
 const CALM: Duration = Duration::from_secs(10);
-/// And never more often than this.
+/// After as many answers in that time it takes all the time there is.
+const ANSWERS_WHEN_HARASSED: usize = 4;
+/// And it never answers more often than this.
 const ANSWER: Duration = Duration::from_millis(200);
 
 /// One node's part in gossip.
@@ -140,8 +145,8 @@ pub struct Gossip {
     me: NodeId,
     cluster: ClusterId,
     rng: ChaCha20Rng,
-    /// When this node has answered accusations last.
-    answered: Option<Time>,
+    /// When this node has answered accusations, the last times.
+    answered: VecDeque<Time>,
     members: Vec<Member>,
     places: BTreeMap<NodeId, usize>,
     /// Places of those that are thought to be reachable, and of those that are not.
@@ -161,6 +166,8 @@ pub struct Gossip {
     next_compare: Time,
     comparisons: u8,
     next_retry: Time,
+    /// How often a member was taken for unreachable.
+    given_up: u64,
     /// How many more datagrams may be sent because of the one that is being received.
     budget: usize,
     events: Vec<Event>,
@@ -199,7 +206,7 @@ impl Gossip {
             me,
             cluster,
             rng: ChaCha20Rng::from_seed(seed),
-            answered: None,
+            answered: VecDeque::new(),
             members: Vec::new(),
             places: BTreeMap::new(),
             reachable: Vec::new(),
@@ -215,6 +222,7 @@ impl Gossip {
             next_compare: now,
             comparisons: 0,
             next_retry: now,
+            given_up: 0,
             budget: usize::MAX,
             events: Vec::new(),
         };
@@ -325,6 +333,16 @@ impl Gossip {
         self.unreachable.len()
     }
 
+    /// The members that are thought to be unreachable.
+    pub fn unreachable_members(&self) -> impl Iterator<Item = NodeId> {
+        self.unreachable.iter().map(|place| self.members[*place].id)
+    }
+
+    /// How often a member was taken for unreachable.
+    pub fn given_up(&self) -> u64 {
+        self.given_up
+    }
+
     /// The life of a member or of this node itself, as far as it is known.
     pub fn life_of(&self, id: &NodeId) -> Option<Life> {
         let begun = |place: &usize| Life { generation: self.members[*place].generation, incarnation: 0 };
@@ -365,7 +383,7 @@ impl Gossip {
             self.compare(now);
         }
         if now >= self.next_retry {
-            self.next_retry = now + self.jitter(RETRY);
+            self.next_retry = now + self.retry_pause();
             if let Some(id) = self.pick(false) {
                 self.ping_once(id);
             }
@@ -411,6 +429,8 @@ impl Gossip {
             Part::List { .. } | Part::Want(_) if self.budget == 0 => {}
             Part::List { range, names } => {
                 let mut exchange = self.catalogue.settle(range, &names);
+                // What only a newer version knows is refused each time: to ask for it would never end.
+                exchange.take.retain(|name| name.kind.is_known());
                 if !exchange.give.is_empty() || !exchange.take.is_empty() {
                     self.compare_soon(now);
                 }
@@ -424,7 +444,9 @@ impl Gossip {
             }
             Part::Want(names) => self.give(from, &names, reply, store),
             Part::Have { name, content } => {
-                if self.catalogue.get(&name) != Some(content) {
+                let wanted = name.kind.is_known() && self.catalogue.get(&name) != Some(content);
+                if wanted && self.budget > 0 {
+                    self.budget -= 1;
                     self.events.push(Event::Fetch { from, name });
                 }
             }
@@ -524,8 +546,9 @@ impl Gossip {
         self.comparisons = self.comparisons.saturating_sub(1);
         let pause = if self.comparisons > 0 { COMPARE_AGAIN } else { COMPARE };
         self.next_compare = now + self.jitter(pause);
-        // One in five goes to the unreachable.
-        let reachable = !self.rng.next_u32().is_multiple_of(5);
+        // One in five goes to the unreachable, if they are not few.
+        let spared = self.turn() % self.members.len().max(1) >= TRIED_BY * self.unreachable.len();
+        let reachable = !self.rng.next_u32().is_multiple_of(5) || spared;
         if let Some(to) = self.pick(reachable).or_else(|| self.pick(!reachable)) {
             let mut writer = Writer::default();
             writer.push(&Part::Sums(vec![(Range::ALL, self.fingerprint())]));
@@ -676,6 +699,9 @@ impl Gossip {
         let due = deadline.max(heard.unwrap_or(since) + deadline.since(since));
         if due <= now {
             self.set_reachable(id, false);
+            self.given_up += 1;
+            let retry = now + self.retry_pause();
+            self.next_retry = self.next_retry.min(retry);
         } else {
             self.set_verdict(place, Some(due));
         }
@@ -713,9 +739,11 @@ impl Gossip {
     fn answer_due(&self) -> Option<Time> {
         let own = self.lives.get(&self.me).filter(|own| own.life().incarnation < u32::MAX)?;
         let since = own.accused_since()?;
-        let Some(answered) = self.answered else { return Some(since) };
+        let Some(answered) = self.answered.back().copied() else { return Some(since) };
         let calm = since.since(answered) >= CALM;
-        let due = if calm { Some(since) } else { own.answer_due(self.members.len() + 1) };
+        let earlier = self.answered.len().checked_sub(ANSWERS_WHEN_HARASSED);
+        let harassed = earlier.is_some_and(|at| since.since(self.answered[at]) < CALM);
+        let due = if calm { Some(since) } else { own.answer_due(self.members.len() + 1, harassed) };
         due.map(|due| due.max(answered + ANSWER))
     }
 
@@ -724,7 +752,10 @@ impl Gossip {
         if self.answer_due().is_none_or(|due| due > now) {
             return;
         }
-        self.answered = Some(now);
+        self.answered.push_back(now);
+        if self.answered.len() > ANSWERS_WHEN_HARASSED {
+            self.answered.pop_front();
+        }
         let Some(own) = self.lives.get_mut(&self.me) else { return };
         // Never beyond the last: that is not due.
         let life = Life { incarnation: own.life().incarnation.saturating_add(1), ..own.life() };
@@ -749,6 +780,12 @@ impl Gossip {
         bundle.accusations.push(signed);
         tracing::debug!(peer = %id.short(), "does not answer");
         self.merge_life(&bundle, store, now);
+    }
+
+    fn retry_pause(&mut self) -> Duration {
+        let times = self.members.len() / (TRIED_BY * self.unreachable.len().max(1));
+        let times = u32::try_from(times).unwrap_or(u32::MAX).max(1);
+        self.jitter(RETRY) * times
     }
 
     // Choice.

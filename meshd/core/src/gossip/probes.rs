@@ -20,8 +20,12 @@ const HELPERS: usize = 3;
 const MIN_WAIT: Duration = Duration::from_millis(200);
 const MAX_WAIT: Duration = Duration::from_secs(2);
 const ROUND_TRIPS: u32 = 4;
-/// While the round-trip time of a member is not known.
+/// While the round-trip time of a member is not known; among many, where it takes long to get to know all, enough for one
+/// that handles what arrives only after a second, most of the time.
 const UNKNOWN_WAIT: Duration = Duration::from_millis(600);
+const UNKNOWN_WAIT_OF_MANY: Duration = Duration::from_secs(1);
+/// So many are many.
+const MANY_MEMBERS: usize = 300;
 /// Probes under way at a time.
 const MAX_PROBES: usize = 8;
 /// Probes on behalf of others at a time, of one of them no more than it can have under way itself: beyond that they get no
@@ -131,9 +135,10 @@ impl Member {
         within(self.heard, FRESH) || within(self.tunnel, TUNNEL_FRESH)
     }
 
-    fn wait(&self) -> Duration {
+    fn wait(&self, members: usize) -> Duration {
         match self.rtt {
-            0 => UNKNOWN_WAIT,
+            0 if members < MANY_MEMBERS => UNKNOWN_WAIT,
+            0 => UNKNOWN_WAIT_OF_MANY,
             rtt => (Duration::from_micros(rtt.into()) * ROUND_TRIPS).clamp(MIN_WAIT, MAX_WAIT),
         }
     }
@@ -200,7 +205,9 @@ impl Gossip {
     }
 
     fn wait_for(&self, target: &NodeId) -> Duration {
-        let wait = self.places.get(target).map_or(UNKNOWN_WAIT, |place| self.members[*place].wait());
+        let members = self.members.len();
+        let wait = self.places.get(target).map(|place| self.members[*place].wait(members));
+        let wait = wait.unwrap_or(UNKNOWN_WAIT);
         wait * (1 + self.probes.score)
     }
 

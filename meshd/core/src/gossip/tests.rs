@@ -186,7 +186,7 @@ fn one_that_accuses_all_the_time_gets_few_answers_and_all_in_time() {
         };
         assert!(accused <= Duration::from_secs(4), "others wait for nine seconds");
     }
-    assert!((10..=25).contains(&bench.incarnation()), "{} in a minute", bench.incarnation());
+    assert!((10..=30).contains(&bench.incarnation()), "{} in a minute", bench.incarnation());
 
     // Of three it must not wait as long: others conclude after 1.5 s.
     bench.waits(Duration::from_millis(300));
@@ -596,7 +596,7 @@ fn peace_among_five_thousand_costs_next_to_nothing() {
         }
         ticks += 1;
     }
-    // Two probes a second; a retry each two seconds and a comparison each ten.
-    assert!((9_000..11_000).contains(&ticks), "{ticks} ticks");
+    // Two probes a second, a comparison each ten; the one that is lost is left to others almost all the time.
+    assert!((7_500..8_500).contains(&ticks), "{ticks} ticks");
     assert_eq!(gossip.unreachable(), 1);
 }

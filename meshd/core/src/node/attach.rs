@@ -24,6 +24,12 @@ pub(super) const LOW_WATER: u64 = 16;
 /// Pause between two requests for addresses.
 const ASK_EVERY: Duration = Duration::from_secs(2);
 
+/// Pause between two blocks for a member that has more than its share.
+const RICH_PAUSE: Duration = Duration::from_secs(10);
+
+/// Blocks that are no more than a fair share in any cluster.
+const MIN_SHARE: u64 = 4;
+
 /// Blocks handed over for one request.
 const BLOCKS_PER_REQUEST: u32 = 1;
 
@@ -31,7 +37,7 @@ impl Node {
     // The node's own ranges.
 
     pub(super) fn owned(&self) -> RangeSet {
-        self.view.as_ref().map(|view| view.usable(&self.me)).unwrap_or_default()
+        self.view.as_ref().map(|view| view.usable_remembered(&self.me)).unwrap_or_default()
     }
 
     /// What this node does not give away: blocks in use, one to live in, and what it owns but may not use.
@@ -108,12 +114,29 @@ impl Node {
         if self.doubt().is_some() || self.is_out() {
             return;
         }
-        let Some(view) = &mut self.view else { return };
+        let Some(view) = &self.view else { return };
         let Some(key) = view.key_of(&peer) else { return };
+        // What a member uses only it knows. Who has more than a fair share may have it, but not fast, and not the last
+        // that this node could give to one that has less.
+        let block = 1u64 << (32 - view.genesis().block_prefix());
+        let members = view.admissions().members().count().max(1) as u64;
+        let share = (1u64 << (32 - view.genesis().ipv4_range().prefix_len())) / members;
+        let theirs = view.grants().owned_by(&key).len();
+        let rich = theirs + block > share.max(MIN_SHARE * block);
+        let pause = if rich { RICH_PAUSE } else { ASK_EVERY / 2 };
+        let again = self.gave.get(&peer).is_some_and(|at| self.now.since(*at) < pause);
+        if again || (rich && self.spare_addresses().len() < 2 * block) {
+            tracing::debug!(peer = %peer.short(), theirs, "asks for more addresses than it gets");
+            return;
+        }
+        let Some(view) = &mut self.view else { return };
         let Some(grant) = view.grants().grant(&self.identity, key, BLOCKS_PER_REQUEST, &kept) else {
             tracing::debug!(peer = %peer.short(), "asked for addresses, and has none to spare");
             return;
         };
+        let now = self.now;
+        self.gave.retain(|_, at| now.since(*at) < RICH_PAUSE);
+        self.gave.insert(peer, now);
         let delta = Delta { grants: vec![grant], ..Delta::default() };
         for refused in view.merge(&delta).refused {
             tracing::error!(refused, "this node's own grant is refused");

@@ -10,6 +10,10 @@
 //! * until [`PROBATION`] after that it leases, grants and admits nothing: whoever has its identity and runs already
 //!   hears of it in that time.
 //!
+//! When the host remembers newer writes than its disk has, the disk was put back while the host ran on, with its pods.
+//! What was leased to them since is forgotten, and no other member knows it: that start is *outdated* at once (see
+//! below), and so is each after it until the host's next boot, which ends the pods.
+//!
 //! A node of which there is no doubt, and which a member has confirmed, *contests* another start of its identity: it
 //! raises its generation and says so. Whoever hears of that, or of another start while in doubt itself, is *outdated*:
 //! it leases, grants and admits nothing any more. So of two copies that reach a common member the one that ran first
@@ -23,7 +27,7 @@ use mesh_keys::NodeId;
 
 use super::{Node, Pending, SessionId};
 use crate::message::Message;
-use crate::state::StateFile;
+use crate::state::{StateFile, Writes};
 use crate::time::Time;
 use crate::view::Delta;
 
@@ -35,6 +39,60 @@ const OUTDATED: &str = "another host has this node's identity, or its disk was p
 
 /// Why a node does nothing yet.
 const UNCONFIRMED: &str = "this host was rebooted, or its disk was copied or put back: no address is leased until another member has confirmed that this is the only node with this identity";
+
+/// Why a node does nothing until its host is rebooted.
+const PUT_BACK: &str = "the disk was put back to an older state while this host and its pods ran on: what was leased to them since is not known. No address is leased or granted here until the host is rebooted, or the state directory is removed and the node joins anew";
+
+/// What a host remembers of its node until its next boot, where no copy of the disk has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StartMark {
+    /// The node. Of another one it says nothing.
+    pub node: NodeId,
+    /// Generation of its last start beyond doubt.
+    pub generation: u64,
+    /// What was durable at the last look. The disk is written first: after an honest crash it has at least that.
+    pub writes: Writes,
+    /// The disk was found to be older than that once: the forgotten leases stay forgotten.
+    pub put_back: bool,
+}
+
+impl std::fmt::Display for StartMark {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.node, self.generation)?;
+        self.writes.numbers.iter().try_for_each(|number| write!(f, " {number}"))?;
+        f.write_str(if self.put_back { " put-back" } else { "" })
+    }
+}
+
+/// A text that no daemon of this version has written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not node, generation and numbers of writes")]
+pub struct NoStartMark;
+
+impl std::str::FromStr for StartMark {
+    type Err = NoStartMark;
+
+    fn from_str(text: &str) -> Result<Self, NoStartMark> {
+        let mut words = text.split_ascii_whitespace();
+        let node = words.next().and_then(|word| word.parse().ok()).ok_or(NoStartMark)?;
+        let mut number = || words.next().and_then(|word| word.parse::<u64>().ok()).ok_or(NoStartMark);
+        let generation = number()?;
+        let mut writes = Writes::default();
+        for known in &mut writes.numbers {
+            *known = number()?;
+        }
+        let put_back = match words.next() {
+            None => false,
+            Some("put-back") => true,
+            Some(_) => return Err(NoStartMark),
+        };
+        if words.next().is_some() {
+            Err(NoStartMark)
+        } else {
+            Ok(Self { node, generation, writes, put_back })
+        }
+    }
+}
 
 /// What a start of this identity may do.
 #[derive(Debug)]
@@ -52,29 +110,50 @@ pub(super) struct Standing {
     /// That has still to be written to disk, and then said.
     unsaid: bool,
     outdated: bool,
+    /// The disk is older than what this host remembers.
+    put_back: Option<StartMark>,
 }
 
 impl Standing {
-    pub(super) fn new(start: u64, continued: bool) -> Self {
+    /// `before` is what the host remembers of this node; `now` what the disk says.
+    pub(super) fn new(start: u64, before: Option<StartMark>, now: StartMark, is_member: bool) -> Self {
+        let before = before.filter(|before| is_member && before.node == now.node);
+        let put_back = before.filter(|before| before.put_back || now.writes.is_older_than(&before.writes));
+        let next = before.is_some_and(|before| before.generation.checked_add(1) == Some(now.generation));
+        if put_back.is_some() {
+            tracing::error!("{PUT_BACK}");
+        }
         Self {
             start,
-            continued,
+            // A node that is in no cluster yet has nothing that a copy could have, too.
+            continued: !is_member || (next && put_back.is_none()),
             was_here: false,
             confirmed: None,
             contested: false,
             unsaid: false,
-            outdated: false,
+            outdated: put_back.is_some(),
+            put_back,
         }
     }
 }
 
 impl Node {
-    /// What the next start on this host needs as [`Config::previous_start`]: the generation of this one, once there is
-    /// no doubt about it. To be kept where no copy of the disk has it, until the host's next boot.
+    /// What the next start on this host needs as [`Config::previous_start`], once there is no doubt about this one. To be
+    /// kept where no copy of the disk has it, until the host's next boot; and before anybody hears of what was written,
+    /// so before the outputs that follow [`Input::Persisted`].
     ///
     /// [`Config::previous_start`]: super::Config::previous_start
-    pub fn start_to_note(&self) -> Option<u64> {
-        self.doubt().is_none().then_some(self.stored.generation)
+    /// [`Input::Persisted`]: super::Input::Persisted
+    pub fn start_to_note(&self) -> Option<StartMark> {
+        match self.standing.put_back {
+            Some(before) => Some(StartMark { put_back: true, ..before }),
+            None => self.doubt().is_none().then_some(StartMark {
+                node: self.id,
+                generation: self.stored.generation,
+                writes: self.durable,
+                put_back: false,
+            }),
+        }
     }
 
     /// Whether this node may have devices, tunnels and addresses on this host.
@@ -97,13 +176,14 @@ impl Node {
 
     /// Why it signs nothing any more, if so.
     pub(super) fn outdated(&self) -> Option<&'static str> {
-        self.standing.outdated.then_some(OUTDATED)
+        let why = if self.standing.put_back.is_some() { PUT_BACK } else { OUTDATED };
+        self.standing.outdated.then_some(why)
     }
 
     /// Why this node leases, grants and admits nothing at present, if so.
     pub(super) fn doubt(&self) -> Option<&'static str> {
-        if self.standing.outdated {
-            return Some(OUTDATED);
+        if let Some(why) = self.outdated() {
+            return Some(why);
         }
         let over = self.standing.confirmed.is_some_and(|at| self.now.since(at) >= PROBATION);
         (!self.standing.continued && !over && !self.is_alone()).then_some(UNCONFIRMED)

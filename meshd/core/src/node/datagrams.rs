@@ -1,4 +1,4 @@
-//! Gossip datagrams: sealed with the key of the group, and where they go to.
+//! Gossip datagrams: each is sealed for the member that it goes to, and where that is.
 //!
 //! The first datagram of a member's start may be a repetition of an old one; nothing in it can tell. It is believed as
 //! far as that does no harm: what it says is signed, and it gets at most one datagram in answer, a few times a second.
@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use mesh_keys::NodeId;
 use mesh_keys::frame::{GroupKey, GroupKeyId, Header, MAX_KEYS, OpenError, Opener, Sealer, ShortId};
+use mesh_keys::{Identity, IdentityKey, NodeId, PairSecret};
 use rand_chacha::ChaCha20Rng;
 
 use super::{Node, Output};
@@ -20,6 +20,10 @@ use crate::time::Time;
 
 /// Starts of members whose datagrams are told from repetitions: more than there are members.
 const MAX_SENDERS: usize = 32_768;
+
+/// Secrets that are kept: more than there are members in most clusters, and fewer than take up much memory in a large
+/// one.
+const MAX_SECRETS: usize = 1024;
 
 /// An address that was silent for this long is not the only one tried.
 const STALE: Duration = Duration::from_secs(10);
@@ -40,10 +44,41 @@ pub(super) struct Datagrams {
     keys: BTreeMap<(u64, GroupKeyId), GroupKey>,
     sealer: Option<Sealer>,
     opener: Opener,
+    secrets: Secrets,
     contacts: BTreeMap<NodeId, Contact>,
     unproved: Allowance,
     /// When nodes that were removed were last told so.
     told_removed: Option<Time>,
+}
+
+/// Secrets shared with members, those that were used lately: computing one takes longer than sealing a datagram.
+#[derive(Debug, Default)]
+struct Secrets {
+    known: BTreeMap<NodeId, (u64, PairSecret)>,
+    used: BTreeMap<u64, NodeId>,
+    count: u64,
+}
+
+impl Secrets {
+    /// The secret with `node`, whose key is `key`.
+    fn with(&mut self, identity: &Identity, node: NodeId, key: &IdentityKey) -> Option<PairSecret> {
+        self.count += 1;
+        let secret = match self.known.remove(&node) {
+            Some((used, secret)) => {
+                self.used.remove(&used);
+                secret
+            }
+            None => identity.agree(key)?,
+        };
+        self.known.insert(node, (self.count, secret.clone()));
+        self.used.insert(self.count, node);
+        if self.known.len() > MAX_SECRETS
+            && let Some((_, oldest)) = self.used.pop_first()
+        {
+            self.known.remove(&oldest);
+        }
+        Some(secret)
+    }
 }
 
 /// The way to a member.
@@ -80,7 +115,8 @@ impl Datagrams {
         let mut datagrams = Self {
             keys: BTreeMap::new(),
             sealer: None,
-            opener: Opener::without_keys(MAX_SENDERS),
+            opener: Opener::without_keys(me, MAX_SENDERS),
+            secrets: Secrets::default(),
             contacts: BTreeMap::new(),
             unproved: Allowance::default(),
             told_removed: None,
@@ -140,9 +176,9 @@ impl Node {
         }
     }
 
-    /// A member hands on the keys of the group.
+    /// A member hands on the keys of the group: to one that has none. Nobody can change them by his word alone.
     pub(super) fn add_group_keys(&mut self, keys: Vec<(u64, GroupKey)>) {
-        if self.datagrams.add(keys, self.id, &mut self.rng) {
+        if !self.datagrams.has_keys() && self.datagrams.add(keys, self.id, &mut self.rng) {
             self.dirty.insert(StateFile::Group);
         }
     }
@@ -158,9 +194,13 @@ impl Node {
         let known = |short: &ShortId| {
             gossip.member_with(short).or_else(|| members.and_then(|members| members.removed_with(short)))
         };
-        let opened = match self.datagrams.opener.open(bytes, known) {
+        let (identity, secrets) = (&self.identity, &mut self.datagrams.secrets);
+        let pair = |node: &NodeId| secrets.with(identity, *node, &members?.known_key(node)?);
+        let opened = match self.datagrams.opener.open(bytes, known, pair) {
             Ok(opened) => opened,
-            Err(OpenError::UnknownKey { .. }) => return self.on_unknown_key(bytes),
+            Err(OpenError::UnknownKey { .. }) if !self.datagrams.has_keys() => {
+                return self.on_unknown_key(bytes);
+            }
             Err(error) => return tracing::debug!(%from, %error, "datagram dropped"),
         };
         let sender = opened.sender;
@@ -193,7 +233,8 @@ impl Node {
         self.send_gossip(Some((sender, from)), if proved { usize::MAX } else { 1 });
     }
 
-    /// The group has another key: a member has it.
+    /// This node has no key of the group, and a member has one. Anybody can make it believe so, but only as long as it
+    /// has none.
     fn on_unknown_key(&mut self, bytes: &[u8]) {
         let sender = Header::parse(bytes)
             .ok()
@@ -215,7 +256,7 @@ impl Node {
         self.datagrams.told_removed = Some(self.now);
         let mut writer = wire::Writer::default();
         if writer.push(&item) {
-            self.seal_to(from, &writer.take());
+            self.seal_to(node, from, &writer.take());
         }
     }
 
@@ -229,7 +270,7 @@ impl Node {
                     sent += 1;
                     match answer {
                         _ if sent > most => {}
-                        Some((node, address)) if node == to => self.seal_to(address, &payload),
+                        Some((node, address)) if node == to => self.seal_to(to, address, &payload),
                         _ => self.send_payload(to, &payload),
                     }
                 }
@@ -249,7 +290,7 @@ impl Node {
         let fresh = contact.address.is_some() && now.since(contact.heard) < STALE;
         let (address, turn) = (contact.address, contact.turn);
         if let Some(address) = address {
-            self.seal_to(address, payload);
+            self.seal_to(to, address, payload);
             if fresh {
                 return;
             }
@@ -265,16 +306,18 @@ impl Node {
             .collect();
         let count = others.len();
         for candidate in others.iter().cycle().skip(turn % count.max(1)).take(tried.min(count)) {
-            self.seal_to(*candidate, payload);
+            self.seal_to(to, *candidate, payload);
         }
         if let Some(contact) = self.datagrams.contacts.get_mut(&to) {
             contact.turn = turn.wrapping_add(tried);
         }
     }
 
-    fn seal_to(&mut self, to: SocketAddr, payload: &[u8]) {
-        let Some(sealer) = &mut self.datagrams.sealer else { return };
-        match sealer.seal(payload) {
+    fn seal_to(&mut self, node: NodeId, to: SocketAddr, payload: &[u8]) {
+        let key = self.view.as_ref().and_then(|view| view.admissions().known_key(&node));
+        let (Some(sealer), Some(key)) = (&mut self.datagrams.sealer, key) else { return };
+        let Some(secret) = self.datagrams.secrets.with(&self.identity, node, &key) else { return };
+        match sealer.seal(&node, &secret, payload) {
             Ok(bytes) => self.emit(Output::Datagram { to, bytes }),
             Err(error) => tracing::error!(%error, "a gossip payload cannot be sent"),
         }

@@ -5,16 +5,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use mesh_keys::{IdentityKey, NodeId, WgPublic};
+use ipnet::{IpNet, Ipv6Net};
+use mesh_keys::{NodeId, WgPublic};
 
-use super::{HostFacts, MAX_FLUSH_PAUSE, Node, Output};
+use super::{HostFacts, MAX_FLUSH_PAUSE, MIN_TICK, Node, Output};
 use crate::api::{AttachmentState, BRIDGE};
 use crate::host::{Bridge, Guard, HostState, Lane, LanePeer, Port, PortGuard, Route};
 use crate::leases::ipv6_for;
-use crate::ranges::RangeSet;
 use crate::state::StateFile;
-use crate::view::{NodeRecord, View};
+use crate::time::Time;
+use crate::view::{LaneInfo, NodeRecord, View};
 
 /// What WireGuard adds to a packet over IPv6: 40 IPv6, 8 UDP, 16 header, 16 tag (WireGuard paper, section 5.4.6).
 pub(super) const WIREGUARD_OVERHEAD: u32 = 80;
@@ -24,6 +24,9 @@ const DEFAULT_UNDERLAY_MTU: u32 = 1500;
 
 /// IPv6 links carry no less (RFC 8200, section 5).
 const MIN_MTU: u32 = 1280;
+
+/// In a large cluster the state is computed at most once in this time for each member: ten times what it takes.
+const COMPUTING: Duration = Duration::from_micros(20);
 
 /// Older handshakes mean that the tunnel does not work: WireGuard renews them every 120 s, and ends sessions at
 /// 180 s (WireGuard paper, section 6.1).
@@ -50,8 +53,16 @@ impl Node {
         if self.kept_out().is_some() {
             return self.revision;
         }
+        if self.now < self.next_desired {
+            self.promised = true;
+            return self.revision + 1;
+        }
+        let members = self.gossip.as_ref().map_or(0, crate::gossip::Gossip::members);
+        let pause = COMPUTING * u32::try_from(members).unwrap_or(u32::MAX);
+        self.next_desired = if pause < MIN_TICK { self.now } else { self.now + pause };
         let desired = self.desired_state(view, host);
-        if self.revision > 0 && *self.desired == desired {
+        // Whoever was promised another revision gets it.
+        if self.revision > 0 && *self.desired == desired && !self.promised {
             self.stale = false;
             return self.revision;
         }
@@ -61,15 +72,20 @@ impl Node {
         // A disk that fails holds nothing up: its next try is further away.
         let pause = self.next_flush.since(self.now);
         if !self.dirty.is_empty() && !pause.is_zero() && pause <= MAX_FLUSH_PAUSE {
+            self.promised = true;
             return self.revision + 1;
         }
         self.flush();
         self.revision += 1;
-        self.stale = false;
+        (self.stale, self.promised) = (false, false);
         self.desired = Arc::new(desired);
         let (revision, state) = (self.revision, self.desired.clone());
         self.emit(Output::Desired { revision, state });
         revision
+    }
+
+    pub(super) fn desired_deadline(&self) -> Option<Time> {
+        (self.stale && self.next_desired > self.now).then_some(self.next_desired)
     }
 
     fn desired_state(&self, view: &View, host: &HostFacts) -> HostState {
@@ -140,17 +156,10 @@ impl Node {
     }
 
     fn add_lanes(&self, view: &View, own: &BTreeSet<IpAddr>, state: &mut HostState) {
-        let owners = view.grants().owners();
-        // One tunnel key belongs to one node: the one with which a pre-shared key was agreed, else the lower id.
-        let mut claims: BTreeMap<WgPublic, NodeId> = BTreeMap::new();
-        for (id, record) in view.records().filter(|(id, _)| **id != self.id) {
-            for lane in &record.lanes {
-                let holder = claims.entry(lane.key).or_insert(*id);
-                if *holder != *id && self.peer_key(id).is_some() && self.peer_key(holder).is_none() {
-                    *holder = *id;
-                }
-            }
-        }
+        let owners = self.owners_of_tunnel_keys();
+        let sessions = self.session_addresses();
+        // A prefix that several members have belongs to none of them: whoever made it so gets nothing by it.
+        let contested = view.contested_prefixes();
         for config in &self.config.lanes {
             let mut lane = Lane {
                 port: config.port,
@@ -160,19 +169,17 @@ impl Node {
                 peers: BTreeMap::new(),
             };
             // Who is out has no peers: they do not know it any more.
-            let peers = view.records().filter(|(id, _)| **id != self.id && !self.is_out());
-            for (id, record) in peers {
-                let Some(theirs) = record.lanes.first().filter(|theirs| claims.get(&theirs.key) == Some(id))
+            for (id, pair) in self.pairs.iter().filter(|(id, _)| **id != self.id && !self.is_out()) {
+                let Some(record) = view.record(id) else { continue };
+                let Some(theirs) = record.lanes.first().filter(|theirs| owners.get(&theirs.key) == Some(id))
                 else {
                     continue;
                 };
-                let Some((psk, confirmed)) =
-                    self.pairs.get(id).and_then(|pair| pair.key_for((config.key, theirs.key)))
-                else {
-                    continue;
-                };
-                let ranges = node_ranges(record, owners.get(&record.node));
-                let (endpoint, force_endpoint) = self.endpoint(id, record, theirs.key, theirs.port);
+                let Some((psk, confirmed)) = pair.key_for((config.key, theirs.key)) else { continue };
+                let mut ranges = ranges_of(view, record);
+                ranges.retain(|range| !matches!(range, IpNet::V6(prefix) if contested.contains_key(prefix)));
+                let session = sessions.get(id).copied();
+                let (endpoint, force_endpoint) = self.endpoint(id, record, theirs, session);
                 let peer = LanePeer {
                     psk: psk.clone(),
                     endpoint,
@@ -193,9 +200,20 @@ impl Node {
         }
     }
 
-    fn peer_key(&self, id: &NodeId) -> Option<()> {
-        let keys = self.tunnel_keys(id)?;
-        self.pairs.get(id)?.key_for(keys).map(|_| ())
+    /// Whose each tunnel key is. Only who has proved that it holds the secret of a key has a pre-shared key for it (see
+    /// [`super::psk`]); that are several only where one has given it to another. Then the tunnel is that of the lowest
+    /// id, among those with a confirmed key if there are any.
+    fn owners_of_tunnel_keys(&self) -> BTreeMap<WgPublic, NodeId> {
+        let mut owners: BTreeMap<WgPublic, (NodeId, bool)> = BTreeMap::new();
+        for (id, pair) in self.pairs.iter() {
+            let Some(keys) = self.tunnel_keys(id) else { continue };
+            let Some((_, confirmed)) = pair.key_for(keys) else { continue };
+            let owner = owners.entry(keys.1).or_insert((*id, confirmed));
+            if confirmed && !owner.1 {
+                *owner = (*id, true);
+            }
+        }
+        owners.into_iter().map(|(key, (id, _))| (key, id)).collect()
     }
 
     /// Where to send to a peer first: where the control session with it leads or its datagrams come from, else what it
@@ -205,17 +223,15 @@ impl Node {
         &self,
         id: &NodeId,
         record: &NodeRecord,
-        key: WgPublic,
-        port: u16,
+        lane: &LaneInfo,
+        session: Option<IpAddr>,
     ) -> (Option<SocketAddr>, bool) {
-        let session =
-            self.session_with(id).and_then(|session| self.sessions.get(&session)).map(|s| s.remote.ip());
         let gossip = self.datagrams.address(id).map(|address| address.ip());
         let heard = session.or(gossip);
         let called = self.dialer.last_good(id).map(|address| address.ip());
         let address = heard.or(called).or_else(|| record.endpoints.first().copied());
-        let endpoint = address.map(|ip| SocketAddr::new(ip, port));
-        let facts = self.tunnels.get(&key).copied().unwrap_or_default();
+        let endpoint = address.map(|ip| SocketAddr::new(ip, lane.port));
+        let facts = self.tunnels.get(&lane.key).copied().unwrap_or_default();
         let stale = facts.handshake_age.is_some_and(|age| age > HANDSHAKE_STALE);
         (endpoint, stale && heard.is_some() && facts.endpoint != endpoint)
     }
@@ -244,12 +260,7 @@ impl Node {
 }
 
 /// The ranges of a node: what it was granted, and the prefix that follows from its key.
-pub(super) fn node_ranges(record: &NodeRecord, owned: Option<&RangeSet>) -> BTreeSet<IpNet> {
-    let granted: Vec<Ipv4Net> = owned.map(RangeSet::nets).unwrap_or_default();
+pub(super) fn ranges_of(view: &View, record: &NodeRecord) -> BTreeSet<IpNet> {
+    let granted = view.grants().owned_by(&record.node).nets();
     granted.into_iter().map(IpNet::V4).chain([IpNet::V6(record.ipv6_prefix())]).collect()
-}
-
-/// The same from a key alone.
-pub(super) fn ranges_of(view: &View, key: &IdentityKey, record: &NodeRecord) -> BTreeSet<IpNet> {
-    node_ranges(record, Some(&view.grants().owned_by(key)))
 }

@@ -30,11 +30,17 @@ const MEMBER_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Pause after a refusal that time does not heal.
 const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 
-/// Pause between calls to members that gossip does not reach.
+/// Pause between calls to members that gossip does not reach, while they are not few among many.
 const UNREACHABLE_PAUSE: Duration = Duration::from_secs(5);
+
+/// A member that gossip does not reach is called by so many others in a pause, by one after the other.
+const CALLERS: u32 = 64;
 
 /// Calls to members under way at a time, unless configured.
 pub const MAX_CALLS: usize = 16;
+
+/// A call that has come to nothing for so long does not keep another address of the member from being called.
+const ANOTHER_ADDRESS: Duration = Duration::from_millis(1500);
 
 /// After so many calls in vain, what waits for a member is dropped: it must not keep others waiting.
 const GIVE_UP: u32 = 8;
@@ -79,6 +85,7 @@ struct MemberState {
     last_error: Option<String>,
     turn: usize,
     failures: u32,
+    called: Time,
 }
 
 impl Dialer {
@@ -149,7 +156,8 @@ impl Dialer {
             | RefusalCode::Protocol
             | RefusalCode::Removed
             | RefusalCode::JoinsClosed
-            | RefusalCode::BadToken => {
+            | RefusalCode::BadToken
+            | RefusalCode::Unknown => {
                 self.outcome(target, SeedOutcome::Refused(reason), Some(REFUSED_PAUSE), now);
             }
         }
@@ -233,13 +241,22 @@ impl Node {
                 *at = next;
             }
         }
+        let pause = self.unreachable_pause();
+        // It was set while there were fewer.
+        self.dialer.next_unreachable = self.dialer.next_unreachable.min(self.now + pause * 2);
         if self.has_unreachable() && self.dialer.next_unreachable <= self.now {
-            self.dialer.next_unreachable = self.now + self.jitter(UNREACHABLE_PAUSE);
+            self.dialer.next_unreachable = self.now + self.jitter(pause);
             let node = self.gossip.as_mut().and_then(crate::gossip::Gossip::pick_unreachable);
             if let Some(node) = node.filter(|node| self.may_call() && self.session_with(node).is_none()) {
                 self.call(node);
             }
         }
+    }
+
+    fn unreachable_pause(&self) -> Duration {
+        self.gossip
+            .as_ref()
+            .map_or(UNREACHABLE_PAUSE, |gossip| unreachable_pause(gossip.members(), gossip.unreachable()))
     }
 
     fn has_unreachable(&self) -> bool {
@@ -249,9 +266,8 @@ impl Node {
     /// Whether nothing has to be asked of a seed: there is a session, or it is a member that gossip reaches.
     fn seed_is_met(&self, seed: &SeedState) -> bool {
         let Some(node) = &seed.node else { return false };
-        let session = self.sessions.values().any(|session| {
-            session.peer.node_id() == *node && !matches!(session.phase, super::sessions::Phase::Closing)
-        });
+        let mut with = self.sessions.with(node);
+        let session = with.any(|(_, session)| !matches!(session.phase, super::sessions::Phase::Closing));
         session || self.gossip.as_ref().is_some_and(|gossip| gossip.is_heard(node))
     }
 
@@ -282,11 +298,19 @@ impl Node {
         self.dialer.in_flight.values().flatten().count() < self.config.max_calls
     }
 
+    /// Whether a member was called a moment ago and has not answered yet.
+    pub(super) fn is_calling(&self, node: &NodeId) -> bool {
+        let recent = |state: &MemberState| self.now.since(state.called) < ANOTHER_ADDRESS;
+        self.dialer.members.get(node).is_some_and(recent)
+            && self.dialer.in_flight.values().any(|called| called.as_ref() == Some(node))
+    }
+
     /// Calls a member at the next of its addresses. Returns the pause before it should be called again.
     pub(super) fn call(&mut self, node: NodeId) -> Duration {
         let state = self.dialer.members.entry(node).or_default();
         let (turn, failures, last_good) = (state.turn, state.failures, state.last_good);
         state.turn = turn.wrapping_add(1);
+        state.called = self.now;
         state.failures = failures.saturating_add(1);
         let candidates = self.addresses_of(&node, last_good);
         let count = candidates.len().max(1);
@@ -344,4 +368,30 @@ impl Node {
 
 fn backoff(first: Duration, longest: Duration, failures: u32) -> Duration {
     first.saturating_mul(1u32.checked_shl(failures.min(16)).unwrap_or(u32::MAX)).min(longest)
+}
+
+/// Pause between two calls of one of `members` to one of those that gossip does not reach. The fewer these are and the
+/// more there are to call them, the longer: they are not to be flooded, above all not when they come back. Whoever hears
+/// from one by a datagram needs no call.
+fn unreachable_pause(members: usize, unreachable: usize) -> Duration {
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    UNREACHABLE_PAUSE * (count(members) / CALLERS.saturating_mul(count(unreachable.max(1)))).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_away_is_called_by_few_of_many() {
+        for members in [1, 10, 100, 1_000, 5_000] {
+            for unreachable in [1, 3, members / 2 + 1, members] {
+                let pause = unreachable_pause(members, unreachable).as_secs_f64();
+                assert!(pause >= 5.0);
+                let calls = members as f64 / pause / unreachable as f64;
+                assert!(calls <= 26.0, "{calls} calls a second to one of {unreachable} of {members}");
+            }
+        }
+        assert_eq!(unreachable_pause(60, 1), UNREACHABLE_PAUSE);
+    }
 }

@@ -19,8 +19,12 @@ use crate::state::StateFile;
 use crate::time::Time;
 use crate::view::{Delta, LaneInfo, NodeRecord, View};
 
-/// Items in one push.
+/// Most items in one push: checking their signatures takes some 10 ms. More are refused.
 pub(super) const PUSH_ITEMS: usize = 256;
+
+/// Most bytes in one push, but for a single item that is longer; and in all that answers one question.
+const PUSH_BYTES: usize = 256 << 10;
+const ANSWER_BYTES: usize = 2 << 20;
 
 /// Promises that come in are looked at this long after the first.
 const SETTLE_AFTER: Duration = Duration::from_millis(200);
@@ -31,6 +35,51 @@ const MAX_EARLY: usize = 256;
 /// First pause before an heir is told again what this node promises, doubled each time, and the longest.
 const TELL_HEIRS: Duration = Duration::from_millis(500);
 const TELL_HEIRS_MAX: Duration = Duration::from_secs(30);
+
+/// An heir that has said that it knows is asked after this time whether it still does.
+const ASK_HEIRS: Duration = Duration::from_secs(300);
+
+/// Promises that are too long for a datagram are sent again after this time at the earliest.
+const PUSH_AGAIN: Duration = Duration::from_secs(10);
+
+/// Members that an heir has tell it long promises in a second, each in a control session.
+const MAX_LONG: u32 = 20;
+
+impl Kind {
+    /// The sender has promises of the version that follows, and asks whether the receiver knows.
+    const PROMISES_MADE: Self = Self(0x30);
+    /// Of the receiver's promises the sender knows the version that follows; 0 if none.
+    const PROMISES_KNOWN: Self = Self(0x31);
+}
+
+/// Whom this node's promises concern, and what they know of them.
+#[derive(Debug, Default)]
+pub(super) struct Heirs {
+    /// When they are told again.
+    next: Option<Time>,
+    pause: Duration,
+    all: BTreeMap<NodeId, Heir>,
+    /// Members that were asked for long promises: since when, how many.
+    asked: (Time, u32),
+}
+
+/// What an heir knows of this node's promises.
+#[derive(Clone, Copy, Debug, Default)]
+struct Heir {
+    /// Start of the heir, version it said it knows, and when.
+    known: Option<(u64, u64, Time)>,
+    /// When they were last sent in a session.
+    pushed: Option<Time>,
+}
+
+/// What a member says about promises, not to be kept.
+#[derive(Debug, Default)]
+struct Words {
+    /// It wants to know what is known of its promises; they are of this version at least.
+    asks: Option<u64>,
+    /// It knows this version of this node's promises.
+    knows: Option<u64>,
+}
 
 /// Items that came before what they rest on, the latest last.
 #[derive(Debug, Default)]
@@ -49,6 +98,7 @@ struct Shelf<'a> {
     identity: &'a Identity,
     early: &'a mut Early,
     learned: Learned,
+    words: Words,
 }
 
 impl Shelf<'_> {
@@ -88,10 +138,23 @@ impl Store for Shelf<'_> {
 
     /// What is new is published by [`Node::learned`], with all that it brings about.
     fn offer(&mut self, kind: Kind, item: &[u8]) -> Offered {
+        if matches!(kind, Kind::PROMISES_MADE | Kind::PROMISES_KNOWN) {
+            let Ok(version) = <[u8; 8]>::try_from(item).map(u64::from_le_bytes) else {
+                return Offered::Refused;
+            };
+            let place =
+                if kind == Kind::PROMISES_MADE { &mut self.words.asks } else { &mut self.words.knows };
+            *place = Some(version);
+            return Offered::Known;
+        }
+        if kind == Kind::PROMISES {
+            self.words.asks.get_or_insert(0);
+        }
         let before = self.learned.new.len();
         let offered = self.take(kind, item);
         // What waited for it goes in after it, and what waited for that.
-        let mut grown = self.learned.new.len() > before && kind != Kind::RECORD;
+        let founds = matches!(kind, Kind::ADMISSION | Kind::REMOVAL | Kind::RECLAIM | Kind::GRANT);
+        let mut grown = self.learned.new.len() > before && founds;
         while grown && !self.early.0.is_empty() {
             let before = self.learned.new.len();
             for (kind, item) in std::mem::take(&mut self.early.0) {
@@ -125,8 +188,8 @@ impl Node {
             gossip.add_member(*id, record.generation);
         }
         self.gossip = Some(gossip);
-        self.next_heirs = Some(self.now);
-        self.heirs_pause = TELL_HEIRS;
+        self.heirs.next = Some(self.now);
+        self.heirs.pause = TELL_HEIRS;
         let members: Vec<NodeId> = view.records().map(|(id, _)| *id).collect();
         for member in members {
             self.pair_record_changed(&member);
@@ -134,23 +197,32 @@ impl Node {
     }
 
     /// Lets gossip act on the view, and draws the consequences.
-    fn with_gossip(&mut self, act: impl FnOnce(&mut Gossip, &mut Shelf<'_>, Time)) {
-        let (Some(gossip), Some(view)) = (&mut self.gossip, &mut self.view) else { return };
-        let mut shelf =
-            Shelf { view, identity: &self.identity, early: &mut self.early, learned: Learned::default() };
+    fn with_gossip(&mut self, act: impl FnOnce(&mut Gossip, &mut Shelf<'_>, Time)) -> Words {
+        let (Some(gossip), Some(view)) = (&mut self.gossip, &mut self.view) else { return Words::default() };
+        let mut shelf = Shelf {
+            view,
+            identity: &self.identity,
+            early: &mut self.early,
+            learned: Learned::default(),
+            words: Words::default(),
+        };
         act(gossip, &mut shelf, self.now);
-        let Learned { new, gone } = shelf.learned;
+        let (Learned { new, gone }, words) = (shelf.learned, shelf.words);
         self.learned(&new, &gone);
+        words
     }
 
     /// A payload came from a member. `proved`: it was sent just now, and not repeated by somebody else.
     pub(super) fn gossip_received(&mut self, from: NodeId, payload: &[u8], proved: bool) {
-        self.with_gossip(|gossip, shelf, now| {
+        let words = self.with_gossip(|gossip, shelf, now| {
             gossip.receive(from, payload, proved, shelf, now);
             if !proved {
                 gossip.greet(from);
             }
         });
+        if proved {
+            self.heed_words(from, &words);
+        }
     }
 
     /// What is new is told to some members now, not in a moment.
@@ -167,7 +239,7 @@ impl Node {
             self.next_settle = None;
             self.settle_addresses();
         }
-        if self.next_heirs.is_some_and(|at| at <= self.now) {
+        if self.heirs.next.is_some_and(|at| at <= self.now) {
             self.tell_heirs();
         }
         self.send_gossip(None, usize::MAX);
@@ -178,7 +250,7 @@ impl Node {
             .as_ref()
             .map(Gossip::poll_timeout)
             .into_iter()
-            .chain(self.next_heirs)
+            .chain(self.heirs.next)
             .chain(self.next_settle)
             .min()
     }
@@ -196,15 +268,26 @@ impl Node {
             }
             Message::Want { names } => {
                 let mut delta = Delta::default();
+                let mut room = ANSWER_BYTES;
                 for name in names.iter().take(PUSH_ITEMS) {
-                    let item = view.item(name).and_then(|item| Delta::of_item(name.kind, &item));
-                    if let Some(Ok(item)) = item {
+                    let Some(item) = view.item(name) else { continue };
+                    // What finds no room is asked for again, when views are compared.
+                    if item.len() > room && !delta.is_empty() {
+                        break;
+                    }
+                    if let Some(Ok(item)) = Delta::of_item(name.kind, &item) {
                         delta.append(item);
                     }
+                    room = room.saturating_sub(item.len());
                 }
-                if !delta.is_empty() {
+                for delta in delta.chunks(PUSH_ITEMS, PUSH_BYTES) {
                     self.send(session, &Message::Push { delta });
                 }
+            }
+            Message::Push { delta } if delta.len() > PUSH_ITEMS => {
+                let reason = format!("a push of {} items, and {PUSH_ITEMS} are allowed", delta.len());
+                tracing::warn!(peer = %peer.short(), "refused: {reason}");
+                self.refuse(session, RefusalCode::Protocol, &reason);
             }
             Message::Push { delta } => {
                 let merged = view.merge(&delta);
@@ -212,14 +295,17 @@ impl Node {
                     tracing::debug!(peer = %peer.short(), refused, "part of a push was refused");
                 }
                 self.learned(&merged.new, &merged.gone);
+                if !delta.promises.is_empty() {
+                    self.heed_words(peer, &Words { asks: Some(0), knows: None });
+                }
             }
             Message::YourRecord { generation, start } => self.on_your_record(generation, start),
             Message::GrantAsk => self.on_grant_ask(peer),
-            Message::PskProbe { keys, check } => self.on_psk_probe(session, peer, keys, check),
-            Message::PskAnswer { same } => self.on_psk_answer(session, peer, same),
-            Message::PskOffer { keys, epoch } => self.on_psk_offer(session, peer, keys, epoch),
-            Message::PskStaged { epoch } => self.on_psk_staged(session, peer, epoch),
-            Message::PskCommit { epoch } => self.on_psk_commit(peer, epoch),
+            Message::PskProbe { keys, epoch, check } => self.on_psk_probe(session, peer, keys, epoch, check),
+            Message::PskAnswer { epoch, check } => self.on_psk_answer(session, peer, epoch, check),
+            Message::PskOffer { keys, epoch, check } => self.on_psk_offer(session, peer, keys, epoch, check),
+            Message::PskStaged { epoch, check } => self.on_psk_staged(session, peer, epoch, check),
+            Message::PskCommit { epoch, check } => self.on_psk_commit(session, peer, epoch, check),
             // A joiner that was welcomed says hello as a member, possibly after we took it for one.
             Message::Hello(_) => {}
             message @ (Message::Refuse(_)
@@ -233,6 +319,7 @@ impl Node {
             | Message::JoinAsk
             | Message::Welcome { .. }
             | Message::WelcomePart { .. }
+            | Message::WelcomeNext
             | Message::TokenAsk { .. }
             | Message::TokenProof { .. }
             | Message::JoinToken { .. }
@@ -278,12 +365,44 @@ impl Node {
         }
         self.report_conflicts();
         self.heed_removals(new);
+        self.meet_again(new);
         self.heed_tries(new);
-        if new.promises.len() < new.len() {
+        let on = [new.admissions.len(), new.removals.len(), new.reclaims.len(), new.grants.len()];
+        if on.iter().any(|number| *number > 0) {
             self.settle_addresses();
-        } else {
+        } else if !new.promises.is_empty() {
             // They come from all members, one by one.
             self.next_settle.get_or_insert(self.now + SETTLE_AFTER);
+        }
+    }
+
+    /// Who was out as its sponsor was removed is a member by another admission that came late; so are those whom it
+    /// let in. Their records were there already.
+    fn meet_again(&mut self, new: &Delta) {
+        if new.admissions.is_empty() || self.is_out() {
+            return;
+        }
+        let (Some(view), Some(gossip)) = (&self.view, &mut self.gossip) else { return };
+        let strange = |gossip: &Gossip, id: &NodeId| *id != self.id && !gossip.is_member(id);
+        let mut subjects = new.admissions.iter().filter_map(|signed| Some(signed.decode().ok()?.subject));
+        let returns = |key: mesh_keys::IdentityKey| {
+            let id = key.node_id();
+            (view.record(&id).is_some() && strange(gossip, &id)) || view.admissions().has_let_in(&key)
+        };
+        if !subjects.any(returns) {
+            return;
+        }
+        let back: Vec<(NodeId, u64)> = view
+            .records()
+            .filter(|(id, _)| strange(gossip, id))
+            .map(|(id, record)| (*id, record.generation))
+            .collect();
+        for (id, generation) in &back {
+            gossip.add_member(*id, *generation);
+        }
+        for (id, _) in back {
+            tracing::info!(peer = %id.short(), "a member again");
+            self.pair_record_changed(&id);
         }
     }
 
@@ -350,41 +469,101 @@ impl Node {
             }
         }
         if !delta.promises.is_empty() || !delta.removals.is_empty() || !delta.reclaims.is_empty() {
-            self.next_heirs = Some(now);
-            self.heirs_pause = TELL_HEIRS;
+            self.heirs.next = Some(now);
+            self.heirs.pause = TELL_HEIRS;
         }
     }
 
-    /// Tells those who wait for it what this node promises about removed nodes: until it is settled, for they may
-    /// not have heard it.
+    /// Tells those who wait for it what this node promises about removed nodes: until they say that they know.
     fn tell_heirs(&mut self) {
-        self.next_heirs = None;
+        self.heirs.next = None;
         let Some(view) = &self.view else { return };
         let own = Name::of_node(Kind::PROMISES, &self.id);
-        let (Some(item), heirs) = (view.item(&own), view.heirs()) else { return };
-        let heirs: Vec<NodeId> = heirs.into_iter().filter(|heir| *heir != self.id).collect();
-        if !heirs.is_empty() {
-            self.next_heirs = Some(self.now + self.jitter(self.heirs_pause));
-            self.heirs_pause = (self.heirs_pause * 2).min(TELL_HEIRS_MAX);
-        }
-        for heir in heirs {
-            let mut writer = Writer::default();
-            if writer.push_item(own.kind, &item) {
-                self.send_payload(heir, &writer.take());
-            } else if !self.dialer.is_waiting(&heir)
-                && let Some(Ok(delta)) = Delta::of_item(own.kind, &item)
-            {
-                self.tell(heir, Message::Push { delta });
+        let (Some(item), Some(made)) = (view.item(&own), view.promises_of(&self.id)) else { return };
+        let (version, now) = (made.version, self.now);
+        let mut heirs = view.heirs();
+        heirs.remove(&self.id);
+        self.heirs.all.retain(|heir, _| heirs.contains(heir));
+        let (mut tell, mut ask, mut ask_next) = (Vec::new(), Vec::new(), None);
+        for id in heirs {
+            let heir = self.heirs.all.entry(id).or_default();
+            let start = view.record(&id).map_or(0, |record| record.start);
+            match heir.known.filter(|(at_start, known, _)| (*at_start, *known) == (start, version)) {
+                Some((_, _, at)) if now.since(at) < ASK_HEIRS => {
+                    ask_next = ask_next.into_iter().chain([at + ASK_HEIRS]).min();
+                }
+                Some(_) => ask.push(id),
+                None => tell.push(id),
             }
+        }
+        if !tell.is_empty() || !ask.is_empty() {
+            ask_next = Some(now + self.jitter(self.heirs.pause));
+            self.heirs.pause = (self.heirs.pause * 2).min(TELL_HEIRS_MAX);
+        }
+        self.heirs.next = ask_next;
+        let mut question = Writer::default();
+        question.push_item(Kind::PROMISES_MADE, &version.to_le_bytes());
+        let question = question.take();
+        let mut whole = Writer::default();
+        // What does not fit into a datagram is sent to those who say that they do not know it.
+        let whole = if whole.push_item(own.kind, &item) { whole.take() } else { question.clone() };
+        for heir in tell {
+            self.send_payload(heir, &whole);
+        }
+        for heir in ask {
+            self.send_payload(heir, &question);
+        }
+    }
+
+    /// A member has asked about its promises, or says what it knows of those of this node.
+    fn heed_words(&mut self, peer: NodeId, words: &Words) {
+        let Some(view) = &self.view else { return };
+        let now = self.now;
+        if let Some(made) = words.asks {
+            let known = view.promises_of(&peer).map_or(0, |promises| promises.version);
+            if known < made {
+                // They will come in a session: not in all that there may be at once.
+                let (since, number) = &mut self.heirs.asked;
+                if now.since(*since) >= Duration::from_secs(1) {
+                    (*since, *number) = (now, 0);
+                }
+                if *number >= MAX_LONG {
+                    return;
+                }
+                *number += 1;
+            }
+            let mut answer = Writer::default();
+            answer.push_item(Kind::PROMISES_KNOWN, &known.to_le_bytes());
+            self.send_payload(peer, &answer.take());
+        }
+        let Some(view) = &self.view else { return };
+        let own = Name::of_node(Kind::PROMISES, &self.id);
+        let (Some(known), Some(heir)) = (words.knows, self.heirs.all.get_mut(&peer)) else { return };
+        let Some(version) = view.promises_of(&self.id).map(|promises| promises.version) else { return };
+        if known == version {
+            let start = view.record(&peer).map_or(0, |record| record.start);
+            heir.known = Some((start, version, now));
+            // The others are told in time.
+            return;
+        }
+        heir.known = None;
+        let item = view.item(&own).filter(|item| !Writer::default().push_item(own.kind, item));
+        let again = heir.pushed.is_none_or(|at| now.since(at) >= PUSH_AGAIN);
+        if known < version
+            && again
+            && !self.dialer.is_waiting(&peer)
+            && let Some(Ok(delta)) = item.and_then(|item| Delta::of_item(own.kind, &item))
+        {
+            heir.pushed = Some(now);
+            self.tell(peer, Message::Push { delta });
         }
     }
 
     /// A removal of `node`, to be shown to it.
     pub(super) fn removal_item(&self, node: &NodeId) -> Option<Part> {
         let members = self.view.as_ref()?.admissions();
-        let key = members.known_key(node)?;
-        let ids = members.removals_of(&key);
-        let removal = members.removals().find(|removal| ids.contains(&removal.id()))?;
+        let key = members.removed_key(node)?;
+        let removal = members.removals_of(&key).first().and_then(|id| members.signed_removal(id))?;
         Some(Part::Item { kind: Kind::REMOVAL, bytes: removal.to_bytes() })
     }
 
@@ -430,7 +609,12 @@ impl Node {
         if view.record(&self.id) == Some(&record) {
             return;
         }
-        self.version += 1;
+        let Some(version) = self.version.checked_add(1) else {
+            // Whoever said that in this node's name has its key.
+            tracing::error!("somebody else has signed a record of this node, the last there can be");
+            return self.on_copied(self.stored.generation, false);
+        };
+        self.version = version;
         record.version = self.version;
         let signed = match Signed::sign(&record, &self.identity) {
             Ok(signed) => signed,

@@ -35,7 +35,7 @@ impl Node {
             owners,
             shortage: (usage.free < LOW_WATER).then(|| self.what_helps(view)),
             usage,
-            conflicts: view.grants().conflicts().iter().map(conflict).collect(),
+            conflicts: view.grants().conflicts().iter().take(MAX_CONFLICTS).map(conflict).collect(),
         })
     }
 
@@ -64,6 +64,19 @@ impl Node {
             resting_seconds: rest.as_secs() + u64::from(rest.subsec_nanos() > 0),
             free: usage.free,
         }
+    }
+
+    /// Members that have one IPv6 prefix: nothing is sent to it.
+    pub(super) fn prefix_problems(&self) -> Vec<String> {
+        let contested = self.view.as_ref().map(View::contested_prefixes).unwrap_or_default();
+        let describe = |(prefix, nodes): (ipnet::Ipv6Net, std::collections::BTreeSet<mesh_keys::NodeId>)| {
+            let nodes: Vec<String> = nodes.iter().map(mesh_keys::NodeId::short).collect();
+            format!(
+                "the nodes {} have the same IPv6 prefix {prefix}, which does not happen by chance: none of them can be reached by IPv6 until the others are removed",
+                nodes.join(", ")
+            )
+        };
+        contested.into_iter().map(describe).collect()
     }
 
     /// The answer to an attach when every address is taken.
@@ -119,6 +132,9 @@ impl Node {
         }
     }
 }
+
+/// Conflicts that a status lists.
+const MAX_CONFLICTS: usize = 100;
 
 /// Owners that a sentence names.
 const NAMED: usize = 3;

@@ -7,6 +7,7 @@
 //! [`ASK_SEEDS`]. A seed that has a cluster but refuses us stops it for good: better to wait and say so than to
 //! make a second cluster. All others wait, and say for what.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -15,7 +16,6 @@ use mesh_keys::{Genesis, GenesisFields, JoinMode, JoinModes, SignedAdmission};
 use zeroize::Zeroizing;
 
 use super::dial::SeedOutcome;
-use super::gossip::PUSH_ITEMS;
 use super::sessions::Phase;
 use super::{JoinSecret, Node, Output, Pending, SessionId};
 use crate::message::{Hello, Message, PROTOCOL, RefusalCode};
@@ -40,6 +40,17 @@ const FIRST_BLOCKS_MAX: u64 = 64;
 
 /// Most items of a view that a joining node takes: all that the sets of a view can hold.
 const WELCOME_ITEMS_MAX: usize = 1 << 20;
+
+/// Most items and bytes in a part of a welcome.
+const PART_ITEMS: usize = 4096;
+const PART_BYTES: usize = 256 << 10;
+
+/// Parts of a welcome that are on their way at a time: as much as a way of 100 ms and 40 Mbit/s holds, and far less than
+/// may wait to be sent.
+const PARTS_AHEAD: usize = 4;
+
+/// Most nodes that are told a long history at a time.
+const MAX_WELCOMING: usize = 8;
 
 /// The way into a cluster.
 #[derive(Debug, Default)]
@@ -85,7 +96,9 @@ pub(super) enum Sponsoring {
     TokenProved,
     /// The node has proved itself.
     Proven(JoinMode),
-    /// Its admission is being written to disk, or is on its way.
+    /// Its admission is on its way, behind these parts of the view.
+    Welcoming(VecDeque<Delta>),
+    /// Its admission is being written to disk, or was sent.
     Welcomed,
 }
 
@@ -299,7 +312,7 @@ impl Node {
     pub(super) fn join_refused(&mut self, session: SessionId, code: RefusalCode, reason: &str) {
         let Some(entry) = self.sessions.get(&session) else { return };
         if matches!(entry.phase, Phase::Sponsoring(_)) && code == RefusalCode::WrongPassword {
-            tracing::warn!(remote = %entry.remote, node = %entry.peer.node_id().short(), "a node tried to join with a wrong password");
+            tracing::warn!(remote = %entry.remote, node = %entry.peer_id.short(), "a node tried to join with a wrong password");
         }
         if self.join.current == Some(session) {
             self.join.last_failure = Some(format!("{}: {reason}", entry.remote));
@@ -385,14 +398,15 @@ impl Node {
                 self.on_token_proof(session, &genesis, chain);
             }
             (Joining::Asked, Message::WelcomePart { view }) => {
-                if self.join.parts.len() + view.len() > WELCOME_ITEMS_MAX {
+                if view.is_empty() || self.join.parts.len() + view.len() > WELCOME_ITEMS_MAX {
                     return self.refuse(
                         session,
                         RefusalCode::Protocol,
-                        "its view has more items than any cluster",
+                        "its view has an empty part, or more items than any cluster",
                     );
                 }
                 self.join.parts.append(view);
+                self.send(session, &Message::WelcomeNext);
             }
             (Joining::Asked, Message::Welcome { genesis, view }) => {
                 let mut all = std::mem::take(&mut self.join.parts);
@@ -466,7 +480,7 @@ impl Node {
         }
         let name: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
         if let Some(entry) = self.sessions.get(&session) {
-            tracing::debug!(remote = %entry.remote, node = %entry.peer.node_id().short(), name, "a node wants to join");
+            tracing::debug!(remote = %entry.remote, node = %entry.peer_id.short(), name, "a node wants to join");
         }
         self.set_phase(session, Phase::Sponsoring(Sponsoring::Offered));
         let key = matches!(self.config.secret, JoinSecret::Key(_));
@@ -562,6 +576,12 @@ impl Node {
                 self.on_token(session, &id, &secret);
             }
             (Sponsoring::Proven(mode), Message::JoinAsk) => self.admit(session, mode),
+            (Sponsoring::Welcoming(parts), Message::WelcomeNext) => {
+                self.set_phase(session, Phase::Sponsoring(Sponsoring::Welcoming(parts)));
+                self.welcome_on(session);
+            }
+            // For the last parts: the welcome itself is on its way.
+            (Sponsoring::Welcomed, Message::WelcomeNext) => {}
             (Sponsoring::Welcomed, Message::Hello(hello)) => {
                 let Hello::Member { chain, record, .. } = *hello else {
                     return self.refuse(session, RefusalCode::Protocol, "it was let in, and asks to join");
@@ -591,6 +611,14 @@ impl Node {
     /// it hears of them.
     fn admit(&mut self, session: SessionId, mode: JoinMode) {
         let Some(joiner) = self.sessions.get(&session).map(|entry| entry.peer) else { return };
+        let welcoming = self
+            .sessions
+            .values()
+            .filter(|entry| matches!(entry.phase, Phase::Sponsoring(Sponsoring::Welcoming(_))));
+        if welcoming.count() >= MAX_WELCOMING {
+            let reason = "it tells as many nodes as it can of this cluster; try again";
+            return self.refuse(session, RefusalCode::Busy, reason);
+        }
         if let Err((code, reason)) = self.still_admits(mode) {
             return self.refuse(session, code, &reason);
         }
@@ -632,16 +660,27 @@ impl Node {
     /// The admission is on disk: the joiner may have it, and everyone else.
     pub(super) fn welcome(&mut self, session: SessionId, delta: Delta) {
         let Some(view) = &self.view else { return };
-        let genesis = view.genesis().encode();
-        let mut parts = view.to_delta().chunks(PUSH_ITEMS);
-        let last = parts.pop().unwrap_or_default();
-        self.set_phase(session, Phase::Sponsoring(Sponsoring::Welcomed));
+        let parts = view.to_delta().chunks(PART_ITEMS, PART_BYTES).into();
+        self.set_phase(session, Phase::Sponsoring(Sponsoring::Welcoming(parts)));
         self.emit(Output::Trust { session });
-        for view in parts {
+        for _ in 0..PARTS_AHEAD {
+            self.welcome_on(session);
+        }
+        self.spread(&delta);
+    }
+
+    /// Sends the next part of a welcome; with the last one the welcome is complete.
+    fn welcome_on(&mut self, session: SessionId) {
+        let Some(genesis) = self.view.as_ref().map(|view| view.genesis().encode()) else { return };
+        let Some(entry) = self.sessions.get_mut(&session) else { return };
+        let Phase::Sponsoring(Sponsoring::Welcoming(parts)) = &mut entry.phase else { return };
+        let view = parts.pop_front().unwrap_or_default();
+        if parts.is_empty() {
+            entry.phase = Phase::Sponsoring(Sponsoring::Welcomed);
+            self.send(session, &Message::Welcome { genesis, view });
+        } else {
             self.send(session, &Message::WelcomePart { view });
         }
-        self.send(session, &Message::Welcome { genesis, view: last });
-        self.spread(&delta);
     }
 
     pub(super) fn set_phase(&mut self, session: SessionId, phase: Phase) {

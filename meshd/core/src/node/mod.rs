@@ -38,7 +38,9 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 use mesh_keys::join::JoinKey;
 use mesh_keys::password::{Password, PasswordRecord};
-use mesh_keys::{Identity, IdentityKey, JoinToken, JoinWindow, NodeId, SessionSecrets, TokenId, WgPublic};
+use mesh_keys::{
+    Identity, IdentityKey, JoinToken, JoinWindow, NodeId, SessionSecrets, TokenId, WgPublic, WgSecret,
+};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
 use zeroize::Zeroizing;
@@ -50,10 +52,11 @@ use crate::api::{
 use crate::host::HostState;
 use crate::leases::Leases;
 use crate::overlap::HostPrefix;
-use crate::state::{self, StateFile, Stored, StoredNode};
+use crate::state::{self, StateFile, Stored, StoredNode, Writes};
 use crate::time::Time;
 use crate::view::{Delta, View};
 
+pub use copies::{NoStartMark, StartMark};
 pub use dial::MAX_CALLS;
 pub use vanished::{GONE_FOR, NetnsLook, Remains};
 
@@ -80,7 +83,7 @@ pub struct Config {
     pub control_port: u16,
     /// Calls to members under way at a time, seeds apart; 0: none are called.
     pub max_calls: usize,
-    /// The tunnel devices: number, name, UDP port and public key.
+    /// The tunnel devices.
     pub lanes: Vec<LaneConfig>,
     /// MTU inside the tunnels in bytes; derived from the underlay when absent.
     pub mtu: Option<u32>,
@@ -88,9 +91,9 @@ pub struct Config {
     pub software: String,
     /// Identifies the boot of the host.
     pub boot: String,
-    /// Generation of the start before this one, if that was on this host and since its boot: from a place that does
-    /// not outlive the boot and is on no copy of the disk.
-    pub previous_start: Option<u64>,
+    /// What [`Node::start_to_note`] said last, if that was on this host and since its boot: from a place that does not
+    /// outlive the boot and is on no copy of the disk.
+    pub previous_start: Option<StartMark>,
     /// Who carries the tunnels, and why; for the status.
     pub backend: (crate::api::Backend, String),
 }
@@ -105,7 +108,17 @@ pub struct LaneConfig {
     /// UDP port.
     pub port: u16,
     /// Its public key.
-    pub key: WgPublic,
+    key: WgPublic,
+    /// Its key: to prove to others that it is this node's. The kernel's state does not have it; the caller configures
+    /// the device with it.
+    secret: WgSecret,
+}
+
+impl LaneConfig {
+    /// A device with this key.
+    pub fn new(index: u8, device: impl Into<String>, port: u16, secret: WgSecret) -> Self {
+        Self { index, device: device.into(), port, key: secret.public(), secret }
+    }
 }
 
 /// An address from the list of the operator, and what it stands for.
@@ -429,7 +442,7 @@ pub struct Node {
     /// It cannot work on this host.
     refused: bool,
 
-    sessions: BTreeMap<SessionId, sessions::Session>,
+    sessions: sessions::Sessions,
     dialer: dial::Dialer,
     join: join::Join,
     tries: tries::Watch,
@@ -439,16 +452,21 @@ pub struct Node {
     gossip: Option<crate::gossip::Gossip>,
     early: gossip::Early,
     datagrams: datagrams::Datagrams,
-    /// When heirs of removed nodes are told again what this node promises.
-    next_heirs: Option<Time>,
-    heirs_pause: Duration,
+    heirs: gossip::Heirs,
     /// When promises that came in are looked at.
     next_settle: Option<Time>,
     addresses_asked: Option<Time>,
+    /// When other members were given addresses last.
+    gave: BTreeMap<NodeId, Time>,
 
     /// Writes in flight and what follows them.
     pending: BTreeMap<Ticket, Pending>,
     tickets: u64,
+    /// Number of the last write that was asked for, and the writes that are under way.
+    writes: u64,
+    writing: BTreeMap<Ticket, Writes>,
+    /// The writes that are on disk.
+    durable: Writes,
     /// What has changed since it was last written.
     dirty: BTreeSet<StateFile>,
     /// When what others say of themselves is written, if nothing else is: it could be had from them again.
@@ -460,6 +478,10 @@ pub struct Node {
     desired: Arc<HostState>,
     /// Something may have changed since `desired` was computed.
     stale: bool,
+    /// When it may be computed again.
+    next_desired: Time,
+    /// Somebody waits for the revision after this one.
+    promised: bool,
     revision: u64,
     applied: u64,
     /// What the kernel had when it last was as wanted.
@@ -494,8 +516,8 @@ enum Pending {
 }
 
 impl Node {
-    /// A node as it was when it last wrote its state. `stored.node.generation` is of this start already, and
-    /// durable. `seed` is random.
+    /// A node as it was when it last wrote its state. This start is counted already ([`Stored::count_start`]), and that
+    /// is durable. `seed` is random.
     pub fn new(config: Config, identity: Identity, stored: Stored, seed: [u8; 32], now: Time) -> Self {
         let me = identity.public();
         let known = !stored.leases.leases.is_empty() || !stored.leases.resting.is_empty();
@@ -503,12 +525,14 @@ impl Node {
         let leases = Leases::restore(stored.leases, &config.boot, now);
         let mut rng = ChaCha20Rng::from_seed(seed);
         let datagrams = datagrams::Datagrams::restore(stored.group, me.node_id(), &mut rng);
-        // A node that is in no cluster yet has nothing that a copy could have, too.
-        let continued = stored.view.is_none()
-            || config
-                .previous_start
-                .is_some_and(|before| before.checked_add(1) == Some(stored.node.generation));
-        let standing = copies::Standing::new(rng.next_u64(), continued);
+        let disk = StartMark {
+            node: me.node_id(),
+            generation: stored.node.generation,
+            writes: stored.writes,
+            put_back: false,
+        };
+        let is_member = stored.view.is_some();
+        let standing = copies::Standing::new(rng.next_u64(), config.previous_start, disk, is_member);
         let mut node = Self {
             id: me.node_id(),
             me,
@@ -518,7 +542,7 @@ impl Node {
             now,
             wall_clock: None,
             host: None,
-            was_member: stored.view.is_some(),
+            was_member: is_member,
             view: stored.view,
             stored: stored.node,
             version: 0,
@@ -527,7 +551,7 @@ impl Node {
             vanishing: BTreeMap::new(),
             overlap: None,
             refused: false,
-            sessions: BTreeMap::new(),
+            sessions: sessions::Sessions::default(),
             dialer: dial::Dialer::default(),
             join: join::Join::default(),
             tries: tries::Watch::default(),
@@ -536,12 +560,15 @@ impl Node {
             gossip: None,
             early: gossip::Early::default(),
             datagrams,
-            next_heirs: None,
-            heirs_pause: Duration::ZERO,
+            heirs: gossip::Heirs::default(),
             next_settle: None,
             addresses_asked: None,
+            gave: BTreeMap::new(),
             pending: BTreeMap::new(),
             tickets: 0,
+            writes: stored.writes.last(),
+            writing: BTreeMap::new(),
+            durable: stored.writes,
             // How long the addresses of the last boot have to rest is known from now on.
             dirty: if other_boot { BTreeSet::from([StateFile::Leases]) } else { BTreeSet::new() },
             dirty_later: None,
@@ -550,6 +577,8 @@ impl Node {
             next_flush: now,
             desired: Arc::new(HostState::default()),
             stale: true,
+            next_desired: now,
+            promised: false,
             revision: 0,
             applied: 0,
             in_kernel: Arc::new(HostState::default()),
@@ -568,8 +597,7 @@ impl Node {
     pub fn handle(&mut self, input: Input, now: Time) {
         self.now = now.max(self.now);
         self.leases.expire(self.now);
-        // These come often, and say themselves when they change what the kernel should hold.
-        self.stale |= !matches!(input, Input::Tick | Input::Datagram { .. });
+        self.stale |= self.changes_desired(&input);
         match input {
             Input::Tick => {}
             Input::Datagram { from, bytes } => self.on_datagram(from, &bytes),
@@ -625,6 +653,41 @@ impl Node {
         self.gossip.as_ref().is_some_and(|gossip| gossip.is_reachable(id))
     }
 
+    /// Whether the kernel's state may have to change because of this input itself. The others come often, and what
+    /// they bring about says so when it matters.
+    fn changes_desired(&self, input: &Input) -> bool {
+        match input {
+            Input::Tick
+            | Input::Datagram { .. }
+            | Input::WallClock { .. }
+            | Input::Seeds(_)
+            | Input::SessionFrame { .. }
+            | Input::DialFailed { .. }
+            | Input::PersistFailed(..)
+            | Input::Applied { .. } => false,
+            Input::Persisted(ticket) => {
+                !matches!(self.pending.get(ticket), None | Some(Pending::Nothing | Pending::Contested))
+            }
+            Input::Host(_)
+            | Input::SessionOpened { .. }
+            | Input::SessionClosed { .. }
+            | Input::Tunnels(_)
+            | Input::Request(..)
+            | Input::Tombstones(_)
+            | Input::Remains { .. } => true,
+        }
+    }
+
+    /// How often this node has taken a member for unreachable.
+    pub fn given_up(&self) -> u64 {
+        self.gossip.as_ref().map_or(0, crate::gossip::Gossip::given_up)
+    }
+
+    /// The members that gossip thinks cannot be reached.
+    pub fn unreachable(&self) -> Vec<NodeId> {
+        self.gossip.as_ref().map(|gossip| gossip.unreachable_members().collect()).unwrap_or_default()
+    }
+
     /// All that is due by itself.
     fn advance(&mut self) {
         self.sweep_sessions();
@@ -648,6 +711,7 @@ impl Node {
             self.pair_deadline(),
             self.addresses_deadline(),
             self.flush_deadline(),
+            self.desired_deadline(),
             self.standing_deadline(),
         ];
         let next = deadlines.into_iter().flatten().min().unwrap_or(self.now + IDLE_TICK);
@@ -675,6 +739,14 @@ impl Node {
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
         self.pending.insert(ticket, then);
+        self.writes += 1;
+        let mut writes = Writes::default();
+        let mut number = |(file, bytes): (StateFile, Zeroizing<Vec<u8>>)| {
+            writes.note(file, self.writes);
+            (file, Zeroizing::new(state::numbered(file, &bytes, self.writes)))
+        };
+        let files = files.into_iter().map(&mut number).collect();
+        self.writing.insert(ticket, writes);
         self.emit(Output::Persist { ticket, files });
     }
 
@@ -725,6 +797,9 @@ impl Node {
     }
 
     fn on_persisted(&mut self, ticket: Ticket) {
+        if let Some(writes) = self.writing.remove(&ticket) {
+            self.durable.join(&writes);
+        }
         match self.pending.remove(&ticket) {
             None => {}
             Some(Pending::Nothing) => {
@@ -745,6 +820,7 @@ impl Node {
     fn on_persist_failed(&mut self, ticket: Ticket, error: &str) {
         tracing::error!(error, "state could not be written; what depended on it is not done");
         let pending = self.pending.remove(&ticket);
+        self.writing.remove(&ticket);
         // What others are to hear of is said once it is on disk after all.
         if let Some(
             Pending::Granted { delta } | Pending::Declared { delta, .. } | Pending::Welcome { delta, .. },

@@ -2,7 +2,9 @@
 //!
 //! In a flat cluster every member is one and this node signs itself; in an anchored one the statements come signed.
 
-use mesh_keys::{IdentityKey, JoinMode, JoinWindow, NodeId};
+use std::collections::BTreeMap;
+
+use mesh_keys::{IdentityKey, JoinMode, JoinWindow, NodeId, SignedJoinPolicy};
 
 use super::{Node, Pending, RequestId, Response};
 use crate::api::{ApiError, ErrorCode, JoinWindowStatus, RemovalPlan};
@@ -58,6 +60,10 @@ impl Node {
         if let Some(refused) = merged.refused.into_iter().next() {
             return self.reply(request, Err(ApiError::new(ErrorCode::Forbidden, refused)));
         }
+        if delta.policies.iter().any(|signed| !is_in_force(&view, signed)) {
+            let message = "not in force: a join policy with a higher serial is known by now; ask for the join window and sign anew";
+            return self.reply(request, Err(ApiError::new(ErrorCode::Conflict, message)));
+        }
         self.view = Some(view);
         if let Some(gossip) = &mut self.gossip {
             merged.gone.iter().for_each(|name| gossip.remove(*name));
@@ -84,13 +90,18 @@ impl Node {
 
     pub(super) fn on_set_join_window(&mut self, request: RequestId, window: JoinWindow) {
         let policy = self.signing_speaker().and_then(|view| {
-            view.issue_policy(window, &self.identity)
+            SignedJoinPolicy::issue(view.cluster(), self.next_policy_serial(view), window, &self.identity)
                 .map_err(|error| ApiError::new(ErrorCode::Forbidden, error.to_string()))
         });
         match policy {
             Ok(policy) => self.on_declare(request, &Delta { policies: vec![policy], ..Delta::default() }),
             Err(error) => self.reply(request, Err(error)),
         }
+    }
+
+    /// Higher than all that are known, and than those of a while ago that are not known here yet.
+    fn next_policy_serial(&self, view: &View) -> u64 {
+        view.next_policy_serial().max(self.unix_now().unwrap_or(0))
     }
 
     /// Whether nodes may join by key file or password now; a sentence for them if not.
@@ -140,7 +151,7 @@ impl Node {
             window: view.join_window(),
             open: self.joins_open().is_ok(),
             signer: view.join_policy().map(|policy| policy.signer),
-            next_serial: view.next_policy_serial(),
+            next_serial: self.next_policy_serial(view),
         })
     }
 
@@ -163,6 +174,7 @@ impl Node {
             subject,
             heir,
             keep,
+            grants: view.grants().worth_naming(&subject),
             joins,
         })
     }
@@ -180,14 +192,18 @@ impl Node {
     }
 }
 
+fn is_in_force(view: &View, signed: &SignedJoinPolicy) -> bool {
+    signed.decode().is_ok_and(|policy| view.join_policy() == Some(&policy))
+}
+
 /// The node that `text` names: an id, the first digits of one, or a label.
 fn resolve(view: &View, text: &str) -> Result<NodeId, ApiError> {
     let is_id = text.len() >= MIN_PREFIX && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     let name = |id: &NodeId| view.record(id).map(|record| record.name.as_str());
     let prefix = text.to_ascii_lowercase();
-    let known: Vec<(&NodeId, &IdentityKey)> = view.admissions().not_removed().collect();
+    let known: BTreeMap<NodeId, IdentityKey> = view.not_removed();
     let fits = |id: &&NodeId| (is_id && id.to_string().starts_with(&prefix)) || name(id) == Some(text);
-    let fitting: Vec<&NodeId> = known.iter().map(|(id, _)| *id).filter(fits).collect();
+    let fitting: Vec<&NodeId> = known.keys().filter(fits).collect();
     match fitting.as_slice() {
         [one] => Ok(**one),
         [] => {

@@ -1,20 +1,26 @@
 //! Agreeing with each member on the pre-shared key of the tunnel between the two, and on when it may carry
 //! traffic.
 //!
-//! The node with the lower id, C, leads; F follows. Both keep the key on disk.
+//! The node with the lower id, C, leads; F follows. Both keep the key on disk. Each agreement has a number, drawn by C.
 //!
 //! ```text
-//! C → F  Probe(check)        does F hold the same key as C?
-//! C ← F  Answer(same)        yes: done, the tunnel is confirmed
-//!                            no:
-//! C → F  Offer(epoch)        both derive the key from the session and the epoch
+//! C → F  Probe(number, check)     does F hold the same key as C?
+//! C ← F  Answer(number, check)    yes: done, the tunnel is confirmed. No, without a check:
+//! C → F  Offer(number, check)     both derive the key from the session, their lanes' secrets and the number
 //!        F installs the peer with the key, but no route: it can answer, and starts nothing
-//! C ← F  Staged(epoch)
+//! C ← F  Staged(number, check)
 //!        C installs the peer and its routes: its first packet finds F ready
-//! C → F  Commit(epoch)
+//! C → F  Commit(number, check)
 //!        F installs its routes
-//! C → F  Probe(check)        and so on from the beginning: has it all arrived?
+//! C → F  Probe(number, check)     and so on from the beginning: has it all arrived?
 //! ```
+//!
+//! Nothing is done on a bare word. Each check is a MAC by the key that it is about, over who says it, what, in which
+//! session and under which number ([`psk_check`]); and the key takes the secret of one of the two lanes to derive
+//! ([`pair_psk`]). So a member that says another's tunnel key is its own never gets as far as a peer in anybody's
+//! kernel. It stays unsettled, and is asked again as long as it says so.
+//!
+//! F asks for a probe by an answer to none, when it has reason to and C has been silent.
 //!
 //! So no handshake meets an end that does not know the peer yet (WireGuard would wait 5 s before it tries again).
 //! When a key is replaced, sessions of the tunnel live on through the moment in which the ends differ; whatever
@@ -26,7 +32,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use mesh_keys::{NodeId, PairEnd, Psk, PskCheck, WgPublic, pair_psk, psk_check};
+use mesh_keys::{NodeId, PairEnd, Psk, PskCheck, PskStep, WgPublic, pair_psk, psk_check};
 use rand_core::RngCore;
 
 use super::{Node, SessionId};
@@ -60,9 +66,21 @@ pub(super) struct Pair {
     compared: Option<u64>,
     /// When the next step towards settling it is due; also in [`Pairs::due`].
     next: Option<Time>,
-    offered: Option<u64>,
-    /// To be said once the kernel has a revision.
-    when_applied: Option<(u64, SessionId, Message)>,
+    /// The agreement that this node leads at present.
+    round: Option<Round>,
+    /// The agreement of which the key is installed here, and not yet at the leader.
+    staged: Option<(SessionId, u64)>,
+    /// The tunnel key that the peer could not prove to be its own: said once.
+    doubted: Option<WgPublic>,
+}
+
+/// An agreement under way, at the end that leads.
+#[derive(Debug)]
+struct Round {
+    session: SessionId,
+    epoch: u64,
+    keys: (WgPublic, WgPublic),
+    offered: Option<Psk>,
 }
 
 /// The tunnels between this node and all others.
@@ -70,6 +88,8 @@ pub(super) struct Pair {
 pub(super) struct Pairs {
     all: BTreeMap<NodeId, Pair>,
     due: BTreeSet<(Time, NodeId)>,
+    /// To be said to a peer once the kernel has a revision.
+    when_applied: BTreeMap<NodeId, (u64, SessionId, Message)>,
 }
 
 impl Pair {
@@ -85,11 +105,15 @@ impl Pair {
 impl Pairs {
     pub(super) fn restore(stored: BTreeMap<NodeId, StoredKey>) -> Self {
         let pair = |key| Pair { agreed: Some(key), ..Pair::default() };
-        Self { all: stored.into_iter().map(|(id, key)| (id, pair(key))).collect(), due: BTreeSet::new() }
+        Self { all: stored.into_iter().map(|(id, key)| (id, pair(key))).collect(), ..Self::default() }
     }
 
     pub(super) fn stored(&self) -> BTreeMap<NodeId, StoredKey> {
         self.all.iter().filter_map(|(id, pair)| Some((*id, pair.agreed.clone()?))).collect()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&NodeId, &Pair)> {
+        self.all.iter()
     }
 
     pub(super) fn get(&self, peer: &NodeId) -> Option<&Pair> {
@@ -101,6 +125,7 @@ impl Pairs {
         let before = self.all.len();
         self.all.retain(|id, _| keep(id));
         self.due.retain(|(_, id)| keep(id));
+        self.when_applied.retain(|id, _| keep(id));
         self.all.len() < before
     }
 
@@ -188,7 +213,12 @@ impl Node {
                     self.probe(peer);
                     PATIENCE
                 }
-                true => PATIENCE,
+                true => {
+                    self.ask_for_probe(peer);
+                    PATIENCE
+                }
+                // It will be there in a moment, and a second session would begin everything anew.
+                false if self.is_greeting(&peer) || self.is_calling(&peer) => COURTESY,
                 false if !self.may_call() => {
                     let waiting = u32::try_from(self.pairs.due.len()).unwrap_or(u32::MAX);
                     self.jitter(CALLS_BUSY * (1 + waiting / 32))
@@ -201,12 +231,54 @@ impl Node {
 
     fn probe(&mut self, peer: NodeId) {
         let Some(session) = self.session_with(&peer) else { return };
-        let binding = self.sessions.get(&session).map(|entry| entry.secrets.join_binding);
-        let (Some(keys), Some(binding)) = (self.tunnel_keys(&peer), binding) else { return };
+        let (Some(keys), Some(binding)) = (self.tunnel_keys(&peer), self.binding(session)) else { return };
+        // Where the kernel is slow an offer is answered late. Another one would be another key: it would have to be
+        // installed anew, and come later still.
+        let round = self.pairs.get(&peer).and_then(|pair| pair.round.as_ref());
+        if let Some(round) = round.filter(|round| (round.session, round.keys) == (session, keys))
+            && let Some(psk) = &round.offered
+        {
+            let epoch = round.epoch;
+            let check = psk_check(psk, &binding, &self.id, PskStep::Offer, epoch);
+            return self.send(session, &Message::PskOffer { keys, epoch, check });
+        }
+        let epoch = self.rng.next_u64();
         let pair = self.pairs.all.entry(peer).or_default();
-        pair.offered = None;
-        let check = pair.key_for(keys).map(|(psk, _)| psk_check(psk, &binding, &self.id));
-        self.send(session, &Message::PskProbe { keys, check });
+        pair.round = Some(Round { session, epoch, keys, offered: None });
+        let check =
+            pair.key_for(keys).map(|(psk, _)| psk_check(psk, &binding, &self.id, PskStep::Probe, epoch));
+        self.send(session, &Message::PskProbe { keys, epoch, check });
+    }
+
+    /// An answer to nothing: this end has a reason to compare keys of which the leader does not know.
+    fn ask_for_probe(&mut self, peer: NodeId) {
+        if let Some(session) =
+            self.session_with(&peer).filter(|_| !self.leads(&peer) && self.is_established())
+        {
+            self.send(session, &Message::PskAnswer { epoch: 0, check: None });
+        }
+    }
+
+    fn binding(&self, session: SessionId) -> Option<[u8; 32]> {
+        self.sessions.get(&session).map(|entry| entry.secrets.join_binding)
+    }
+
+    /// The key that a session gives for the two lanes; none for a session that is gone, or a tunnel key that proves
+    /// nothing.
+    fn derive(
+        &self,
+        session: SessionId,
+        peer: NodeId,
+        keys: (WgPublic, WgPublic),
+        epoch: u64,
+    ) -> Option<Psk> {
+        let lane = self.config.lanes.first().filter(|lane| lane.key == keys.0)?;
+        let seed = &self.sessions.get(&session)?.secrets.psk_seed;
+        let ours = PairEnd { node: self.id, wireguard: keys.0 };
+        let theirs = PairEnd { node: peer, wireguard: keys.1 };
+        pair_psk(seed, &ours, &lane.secret, &theirs, epoch)
+            .inspect_err(|error| tracing::debug!(peer = %peer.short(), %error, "no pre-shared key"))
+            .ok()
     }
 
     /// Somebody has used this node's identity, and may have agreed on other keys in its name.
@@ -221,6 +293,9 @@ impl Node {
     pub(super) fn pair_fails(&mut self, peer: NodeId) {
         let Some(pair) = self.pairs.all.get_mut(&peer).filter(|pair| pair.next.is_none()) else { return };
         pair.compared = None;
+        if self.session_with(&peer).is_some() {
+            return self.pairs.set_next(peer, Some(self.now));
+        }
         self.pair_record_changed(&peer);
     }
 
@@ -243,6 +318,7 @@ impl Node {
         session: SessionId,
         peer: NodeId,
         keys: (WgPublic, WgPublic),
+        epoch: u64,
         check: Option<PskCheck>,
     ) {
         if self.leads(&peer) || !self.is_established() {
@@ -250,33 +326,54 @@ impl Node {
             return;
         }
         let ours = (keys.1, keys.0);
-        let known = self.tunnel_keys(&peer) == Some(ours);
-        let Some(binding) = self.sessions.get(&session).map(|entry| entry.secrets.join_binding) else {
-            return;
-        };
-        let pair = self.pairs.get(&peer);
-        let same = known
-            && match (pair.and_then(|pair| pair.key_for(ours)), check) {
-                (Some((psk, _)), Some(check)) => psk_check(psk, &binding, &peer).matches(&check),
-                _ => false,
-            };
-        self.send(session, &Message::PskAnswer { same });
+        let Some(binding) = self.binding(session) else { return };
+        let held = (self.tunnel_keys(&peer) == Some(ours)).then(|| self.pairs.get(&peer)?.key_for(ours));
+        let answer = held.flatten().zip(check).and_then(|((psk, _), check)| {
+            let same = psk_check(psk, &binding, &peer, PskStep::Probe, epoch).matches(&check);
+            same.then(|| psk_check(psk, &binding, &self.id, PskStep::Answer, epoch))
+        });
+        let same = answer.is_some();
+        self.send(session, &Message::PskAnswer { epoch, check: answer });
         if same {
             self.confirm(peer);
         }
     }
 
-    pub(super) fn on_psk_answer(&mut self, session: SessionId, peer: NodeId, same: bool) {
+    pub(super) fn on_psk_answer(
+        &mut self,
+        session: SessionId,
+        peer: NodeId,
+        epoch: u64,
+        check: Option<PskCheck>,
+    ) {
         if !self.leads(&peer) || self.session_with(&peer) != Some(session) {
             return;
         }
-        let Some(keys) = self.tunnel_keys(&peer) else { return };
-        if same {
-            return self.confirm(peer);
+        let (Some(keys), Some(binding)) = (self.tunnel_keys(&peer), self.binding(session)) else { return };
+        let Some(pair) = self.pairs.get(&peer) else { return };
+        let asked = pair.round.as_ref().is_some_and(|round| {
+            round.offered.is_none() && (round.session, round.epoch, round.keys) == (session, epoch, keys)
+        });
+        if !asked {
+            if check.is_none() && pair.next.is_none() {
+                self.pairs.all.entry(peer).or_default().compared = None;
+                self.pairs.set_next(peer, Some(self.now));
+            }
+            return;
         }
-        let epoch = self.rng.next_u64();
-        self.pairs.all.entry(peer).or_default().offered = Some(epoch);
-        self.send(session, &Message::PskOffer { keys, epoch });
+        let same = pair.key_for(keys).zip(check).is_some_and(|((psk, _), check)| {
+            psk_check(psk, &binding, &peer, PskStep::Answer, epoch).matches(&check)
+        });
+        let offered = if same { None } else { self.derive(session, peer, keys, epoch) };
+        let offer = offered.as_ref().map(|psk| psk_check(psk, &binding, &self.id, PskStep::Offer, epoch));
+        if let Some(pair) = self.pairs.all.get_mut(&peer) {
+            pair.round = offered.map(|psk| Round { session, epoch, keys, offered: Some(psk) });
+        }
+        match offer {
+            Some(check) => self.send(session, &Message::PskOffer { keys, epoch, check }),
+            None if same => self.confirm(peer),
+            None => self.doubt_key(peer, keys.1),
+        }
     }
 
     pub(super) fn on_psk_offer(
@@ -285,6 +382,7 @@ impl Node {
         peer: NodeId,
         keys: (WgPublic, WgPublic),
         epoch: u64,
+        check: PskCheck,
     ) {
         let ours = (keys.1, keys.0);
         if self.session_with(&peer) != Some(session) {
@@ -297,50 +395,84 @@ impl Node {
             tracing::debug!(peer = %peer.short(), "an offer for other tunnel keys");
             return;
         }
-        self.adopt_key(session, peer, ours, epoch, false);
-        self.say_when_applied(peer, session, Message::PskStaged { epoch });
+        let Some(binding) = self.binding(session) else { return };
+        let psk = self.derive(session, peer, ours, epoch);
+        let proved = psk.filter(|psk| psk_check(psk, &binding, &peer, PskStep::Offer, epoch).matches(&check));
+        let Some(psk) = proved else { return self.doubt_key(peer, ours.1) };
+        let check = psk_check(&psk, &binding, &self.id, PskStep::Staged, epoch);
+        self.adopt_key(peer, ours, psk, false);
+        if let Some(pair) = self.pairs.all.get_mut(&peer) {
+            pair.staged = Some((session, epoch));
+        }
+        self.say_when_applied(peer, session, Message::PskStaged { epoch, check });
     }
 
-    pub(super) fn on_psk_staged(&mut self, session: SessionId, peer: NodeId, epoch: u64) {
-        let Some(keys) = self.tunnel_keys(&peer) else { return };
+    pub(super) fn on_psk_staged(&mut self, session: SessionId, peer: NodeId, epoch: u64, check: PskCheck) {
+        let (Some(keys), Some(binding)) = (self.tunnel_keys(&peer), self.binding(session)) else { return };
         let leads = self.leads(&peer);
         let Some(pair) = self.pairs.all.get_mut(&peer) else { return };
-        if pair.offered != Some(epoch) || !leads {
-            return;
+        let offered = pair
+            .round
+            .take_if(|round| leads && (round.session, round.epoch, round.keys) == (session, epoch, keys));
+        let Some(psk) = offered.and_then(|round| round.offered) else { return };
+        if !psk_check(&psk, &binding, &peer, PskStep::Staged, epoch).matches(&check) {
+            return self.doubt_key(peer, keys.1);
         }
-        pair.offered = None;
-        self.adopt_key(session, peer, keys, epoch, true);
+        let check = psk_check(&psk, &binding, &self.id, PskStep::Commit, epoch);
+        self.adopt_key(peer, keys, psk, true);
         // It is settled once they have been compared: whether the commit arrives is not known.
         self.pairs.set_next(peer, Some(self.now + COMPARE_AFTER));
-        self.say_when_applied(peer, session, Message::PskCommit { epoch });
+        self.say_when_applied(peer, session, Message::PskCommit { epoch, check });
     }
 
-    pub(super) fn on_psk_commit(&mut self, peer: NodeId, epoch: u64) {
+    pub(super) fn on_psk_commit(&mut self, session: SessionId, peer: NodeId, epoch: u64, check: PskCheck) {
+        let (Some(keys), Some(binding)) = (self.tunnel_keys(&peer), self.binding(session)) else { return };
+        let Some(pair) = self.pairs.all.get_mut(&peer) else { return };
+        let proved = pair.staged == Some((session, epoch))
+            && pair.key_for(keys).is_some_and(|(psk, _)| {
+                psk_check(psk, &binding, &peer, PskStep::Commit, epoch).matches(&check)
+            });
+        if !proved {
+            tracing::debug!(peer = %peer.short(), epoch, "a commit to nothing that is installed here");
+            return;
+        }
+        pair.staged = None;
         tracing::debug!(peer = %peer.short(), epoch, "pre-shared key committed");
         self.confirm(peer);
     }
 
-    /// Takes the key of `session` and `epoch`. Routes stay if there were any.
-    fn adopt_key(
-        &mut self,
-        session: SessionId,
-        peer: NodeId,
-        keys: (WgPublic, WgPublic),
-        epoch: u64,
-        confirmed: bool,
-    ) {
-        let Some(entry) = self.sessions.get(&session) else { return };
-        let ours = PairEnd { node: self.id, wireguard: keys.0 };
-        let theirs = PairEnd { node: peer, wireguard: keys.1 };
-        let psk = pair_psk(&entry.secrets.psk_seed, &ours, &theirs, epoch);
+    /// This end has another key than the peer from now on, and nobody knows.
+    #[cfg(test)]
+    pub(super) fn lose_key(&mut self, peer: &NodeId) {
+        let wrong = Psk::random(&mut self.rng);
+        if let Some(agreed) = self.pairs.all.get_mut(peer).and_then(|pair| pair.agreed.as_mut()) {
+            agreed.psk = wrong;
+        }
+        self.dirty.insert(StateFile::Keys);
+    }
+
+    /// The peer has not shown that it holds the secret of the tunnel key that its record names.
+    fn doubt_key(&mut self, peer: NodeId, key: WgPublic) {
         let pair = self.pairs.all.entry(peer).or_default();
-        let before = pair.agreed.as_ref().is_some_and(|agreed| agreed.confirmed && agreed.keys == keys);
+        if pair.doubted.replace(key) != Some(key) {
+            tracing::warn!(peer = %peer.short(), %key, "a member says that this tunnel key is its own, and does not prove it: it gets no tunnel");
+        }
+    }
+
+    /// Takes a key that the peer has proved to hold. Routes stay if there were any.
+    fn adopt_key(&mut self, peer: NodeId, keys: (WgPublic, WgPublic), psk: Psk, confirmed: bool) {
+        let pair = self.pairs.all.entry(peer).or_default();
+        let same_keys = pair.agreed.as_ref().filter(|agreed| agreed.keys == keys);
+        if same_keys.is_some_and(|agreed| agreed.psk == psk && agreed.confirmed >= confirmed) {
+            return;
+        }
+        let before = same_keys.is_some_and(|agreed| agreed.confirmed);
         pair.agreed = Some(StoredKey { psk, keys, confirmed: confirmed || before });
         self.dirty.insert(StateFile::Keys);
         tracing::info!(peer = %peer.short(), "pre-shared key agreed");
     }
 
-    /// Both ends have the key.
+    /// Both ends have the key, and the other one has just proved it.
     fn confirm(&mut self, peer: NodeId) {
         let generation =
             self.view.as_ref().and_then(|view| view.record(&peer)).map(|record| record.generation);
@@ -349,6 +481,7 @@ impl Node {
         pair.compared = generation;
         if !agreed.confirmed {
             agreed.confirmed = true;
+            self.stale = true;
             self.dirty.insert(StateFile::Keys);
         }
         if self.is_settled(&peer) {
@@ -360,8 +493,8 @@ impl Node {
     fn say_when_applied(&mut self, peer: NodeId, session: SessionId, message: Message) {
         self.stale = true;
         let revision = self.recompute_desired();
-        if let Some(pair) = self.pairs.all.get_mut(&peer) {
-            pair.when_applied = Some((revision, session, message));
+        if self.pairs.all.contains_key(&peer) {
+            self.pairs.when_applied.insert(peer, (revision, session, message));
         }
         self.pairs_applied();
     }
@@ -375,18 +508,11 @@ impl Node {
             .iter()
             .all(|lane| !self.problems.iter().any(|problem| problem.object == lane.device));
         let applied = self.applied;
-        let ready: Vec<(SessionId, Message)> = self
-            .pairs
-            .all
-            .values_mut()
-            .filter_map(|pair| {
-                pair.when_applied
-                    .take_if(|(revision, _, _)| *revision <= applied)
-                    .filter(|_| lanes_ok)
-                    .map(|(_, session, message)| (session, message))
-            })
-            .collect();
-        for (session, message) in ready {
+        let waiting = std::mem::take(&mut self.pairs.when_applied);
+        let (ready, waiting) = waiting.into_iter().partition(|(_, (revision, ..))| *revision <= applied);
+        self.pairs.when_applied = waiting;
+        let ready: BTreeMap<NodeId, (u64, SessionId, Message)> = ready;
+        for (_, session, message) in ready.into_values().filter(|_| lanes_ok) {
             self.send(session, &message);
         }
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use mesh_keys::{IdentityKey, NodeId};
 
 use super::gossip::PUSH_ITEMS;
+use super::sessions::{Phase, nearest_chain};
 use super::{Node, Pending, RequestId, SessionId};
 use crate::api::{ApiError, ErrorCode};
 use crate::message::{Message, RefusalCode};
@@ -14,6 +15,9 @@ use crate::view::{Delta, Frozen, Missing};
 
 /// What is said to a node that was removed, and to who is one.
 pub(super) const REMOVED: &str = "this identity was removed from the cluster and does not come back: to join as a new node, remove the state directory and start again";
+
+/// Most bytes in a push to a node that may not take this one for a member yet: it takes no frames of more than 64 KiB.
+const UNPROVEN_BYTES: usize = 48 << 10;
 
 /// Next look at what has to be promised, while this node signs nothing.
 const SETTLE_LATER: Duration = Duration::from_secs(2);
@@ -57,11 +61,15 @@ impl Node {
             gossip.retain_members(stays);
         }
         self.stale = true;
+        let removed: Vec<IdentityKey> =
+            new.removals.iter().filter_map(|signed| Some(signed.decode().ok()?.subject)).collect();
+        self.tries.retain(|key| members.contains(key));
         let closing: Vec<SessionId> = self
             .sessions
             .iter()
             .filter(|(_, session)| {
-                out || (members.was_admitted(&session.peer) && !members.contains(&session.peer))
+                let known = members.was_admitted(&session.peer) || matches!(session.phase, Phase::Member);
+                out || (known && !members.contains(&session.peer))
             })
             .map(|(id, _)| *id)
             .collect();
@@ -71,26 +79,25 @@ impl Node {
             );
         }
         for session in closing {
-            if let Some(peer) = self.sessions.get(&session).map(|entry| entry.peer).filter(|_| !out) {
-                self.prove_removal(session, &peer);
+            if !out {
+                self.prove_removal(session, &removed);
             }
             self.refuse(session, RefusalCode::Removed, REMOVED);
         }
     }
 
-    /// Shows a node that it was removed: a refusal alone is one member's word.
-    pub(super) fn prove_removal(&mut self, session: SessionId, node: &IdentityKey) {
+    /// Shows a node that it was removed, or that one was who let it in, through others or itself: a refusal alone is
+    /// one member's word.
+    pub(super) fn prove_removal(&mut self, session: SessionId, removed: &[IdentityKey]) {
         let Some(view) = &self.view else { return };
         let members = view.admissions();
-        // It was removed itself, or let in by a node that was and does not keep it.
-        let sponsors =
-            members.chain(node).into_iter().filter_map(|admission| Some(admission.decode().ok()?.sponsor));
-        let ids: BTreeSet<_> = sponsors.chain([*node]).flat_map(|key| members.removals_of(&key)).collect();
-        let removals: Vec<_> =
-            members.removals().filter(|removal| ids.contains(&removal.id())).cloned().collect();
-        let signers = ids.iter().filter_map(|id| members.removal(id)).map(|removal| removal.signer);
-        let admissions = signers.flat_map(|signer| members.chain(&signer)).collect();
-        for delta in (Delta { admissions, removals, ..Delta::default() }).chunks(PUSH_ITEMS) {
+        let ids: BTreeSet<_> = removed.iter().flat_map(|key| members.removals_of(key)).collect();
+        let removals: Vec<_> = ids.iter().filter_map(|id| members.signed_removal(id)).cloned().collect();
+        let signers: BTreeSet<_> =
+            ids.iter().filter_map(|id| members.removal(id)).map(|removal| removal.signer).collect();
+        let admissions = signers.iter().flat_map(|signer| nearest_chain(view, signer)).collect();
+        let delta = Delta { admissions, removals, ..Delta::default() };
+        for delta in delta.chunks(PUSH_ITEMS, UNPROVEN_BYTES) {
             self.send(session, &Message::Push { delta });
         }
     }

@@ -1,13 +1,14 @@
 //! Control sessions: who is at the other end, and which of several sessions with one member counts.
 
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use mesh_keys::{IdentityKey, NodeId, SessionSecrets, SignedAdmission};
 
 use super::join::{Joining, Sponsoring};
 use super::{Node, Output, SessionId};
-use crate::message::{Hello, Message, PROTOCOL, Refusal, RefusalCode};
+use crate::message::{Hello, MalformedMessage, Message, OLDEST_PROTOCOL, PROTOCOL, Refusal, RefusalCode};
 use crate::time::Time;
 use crate::view::{Delta, View};
 
@@ -15,8 +16,15 @@ use crate::view::{Delta, View};
 /// a little later.
 const IDLE_LIMIT: Duration = Duration::from_secs(30);
 
-/// A session must have led to something within this time.
+/// A session must have led to something within this time; while a node is told of the cluster, something must have
+/// been said.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(20);
+
+/// A node that was told of the whole cluster may take so long to check it: a million signatures are 40 s.
+const CHECK_LIMIT: Duration = Duration::from_secs(60);
+
+/// Within this time it has to be told of the whole cluster.
+const WELCOME_LIMIT: Duration = Duration::from_secs(900);
 
 /// A session that another one has replaced is kept this long, for what is still on its way.
 const REPLACED_LIMIT: Duration = Duration::from_secs(5);
@@ -28,9 +36,15 @@ const MAX_CHAIN: usize = 200;
 /// Most sessions at once with ends that have not proved to be members.
 const MAX_STRANGERS: usize = 256;
 
+/// Most sessions at once with one member. Both ends may call in the same moment, and what a killed process leaves behind
+/// is noticed late.
+const MAX_OF_MEMBER: usize = 4;
+
 /// One control session.
 pub(super) struct Session {
     pub(super) peer: IdentityKey,
+    /// Which node that is.
+    pub(super) peer_id: NodeId,
     pub(super) dialled: Option<SocketAddr>,
     pub(super) remote: SocketAddr,
     pub(super) secrets: SessionSecrets,
@@ -41,6 +55,63 @@ pub(super) struct Session {
     /// Since when another session with the same member counts instead.
     pub(super) replaced: Option<Time>,
 }
+
+/// All sessions.
+#[derive(Default)]
+pub(super) struct Sessions {
+    all: BTreeMap<SessionId, Session>,
+    of_peer: BTreeMap<NodeId, BTreeSet<SessionId>>,
+    /// Those that are not with members, closing ones among them.
+    strangers: BTreeSet<SessionId>,
+    /// When each has to be looked at: not later than something is due.
+    due: BTreeSet<(Time, SessionId)>,
+}
+
+impl Sessions {
+    fn insert(&mut self, id: SessionId, session: Session) {
+        self.of_peer.entry(session.peer_id).or_default().insert(id);
+        self.strangers.insert(id);
+        self.due.insert((session.opened + HANDSHAKE_LIMIT, id));
+        self.all.insert(id, session);
+    }
+
+    fn remove(&mut self, id: &SessionId) -> Option<Session> {
+        let session = self.all.remove(id)?;
+        self.strangers.remove(id);
+        if let Some(of_peer) = self.of_peer.get_mut(&session.peer_id) {
+            of_peer.remove(id);
+            if of_peer.is_empty() {
+                self.of_peer.remove(&session.peer_id);
+            }
+        }
+        Some(session)
+    }
+
+    pub(super) fn get(&self, id: &SessionId) -> Option<&Session> {
+        self.all.get(id)
+    }
+
+    pub(super) fn get_mut(&mut self, id: &SessionId) -> Option<&mut Session> {
+        self.all.get_mut(id)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&SessionId, &Session)> {
+        self.all.iter()
+    }
+
+    pub(super) fn values(&self) -> impl Iterator<Item = &Session> {
+        self.all.values()
+    }
+
+    /// Those with one node.
+    pub(super) fn with(&self, peer: &NodeId) -> impl Iterator<Item = (SessionId, &Session)> {
+        let ids = self.of_peer.get(peer).into_iter().flatten();
+        ids.filter_map(|id| self.all.get(id).map(|session| (*id, session)))
+    }
+}
+
+/// Dialled by the node with the lower id, when it was opened, and its name.
+type Rank = (bool, Time, SessionId);
 
 /// How far a session has come.
 pub(super) enum Phase {
@@ -56,6 +127,12 @@ pub(super) enum Phase {
     Closing,
 }
 
+/// The admissions that lead to a node, those nearest to it.
+pub(super) fn nearest_chain(view: &View, node: &IdentityKey) -> Vec<SignedAdmission> {
+    let mut chain = view.admissions().chain(node);
+    chain.split_off(chain.len().saturating_sub(MAX_CHAIN))
+}
+
 impl Node {
     pub(super) fn on_session_opened(
         &mut self,
@@ -65,11 +142,13 @@ impl Node {
         remote: SocketAddr,
         secrets: SessionSecrets,
     ) {
+        let peer_id = peer.node_id();
         if let Some(target) = dialled {
-            self.dialer.on_opened(target, peer.node_id());
+            self.dialer.on_opened(target, peer_id);
         }
         let entry = Session {
             peer,
+            peer_id,
             dialled,
             remote,
             secrets,
@@ -89,8 +168,7 @@ impl Node {
         if self.is_out() {
             return self.close(session, "this node was removed from the cluster");
         }
-        let strangers = self.sessions.values().filter(|s| !matches!(s.phase, Phase::Member)).count();
-        if dialled.is_none() && strangers > MAX_STRANGERS {
+        if dialled.is_none() && self.sessions.strangers.len() > MAX_STRANGERS {
             return self.refuse(session, RefusalCode::Busy, "too many nodes are joining at once; try again");
         }
         if dialled.is_some() {
@@ -114,20 +192,22 @@ impl Node {
     /// The admissions that show this node to be a member, those nearest to it: in a cluster whose nodes were
     /// replaced many times they are many, and a member knows the old ones.
     pub(super) fn own_chain(&self, view: &View) -> Vec<SignedAdmission> {
-        let mut chain = view.admissions().chain(&self.me);
-        chain.split_off(chain.len().saturating_sub(MAX_CHAIN))
+        nearest_chain(view, &self.me)
     }
 
     pub(super) fn on_frame(&mut self, session: SessionId, frame: &[u8]) {
         let now = self.now;
         let Some(entry) = self.sessions.get_mut(&session) else { return };
         entry.used = now;
-        let peer = entry.peer.node_id();
+        let peer = entry.peer_id;
         if matches!(entry.phase, Phase::Closing) {
             return;
         }
         let message = match Message::decode(frame) {
             Ok(message) => message,
+            Err(error @ MalformedMessage::Unknown { .. }) if matches!(entry.phase, Phase::Member) => {
+                return tracing::debug!(peer = %peer.short(), %error, "passed over");
+            }
             Err(error) => {
                 tracing::warn!(peer = %peer.short(), remote = %entry.remote, %error, "malformed frame");
                 return self.refuse(session, RefusalCode::Protocol, &format!("malformed frame: {error}"));
@@ -154,9 +234,11 @@ impl Node {
         let Some(entry) = self.sessions.get(&session) else { return };
         let (dialled, peer, remote) = (entry.dialled.is_some(), entry.peer, entry.remote);
         let (Hello::Joiner { protocol, .. } | Hello::Member { protocol, .. }) = &hello;
-        if *protocol != PROTOCOL {
-            let reason =
-                format!("this node speaks protocol {PROTOCOL}, the other {protocol}; upgrade the older one");
+        // A newer one decides for itself whether it speaks with this one.
+        if *protocol < OLDEST_PROTOCOL {
+            let reason = format!(
+                "this node speaks protocol {OLDEST_PROTOCOL} to {PROTOCOL}, the other {protocol}: upgrade that one"
+            );
             return self.refuse(session, RefusalCode::Version, &reason);
         }
         let Some(view) = &mut self.view else {
@@ -176,28 +258,26 @@ impl Node {
             }
             Hello::Member { cluster, chain, record, .. } => {
                 if cluster != view.cluster() {
-                    let reason = format!(
-                        "it is a member of another cluster ({}; this one is {}): start it with a fresh state directory to join this one",
-                        cluster.short(),
-                        view.cluster().short()
-                    );
-                    tracing::warn!(%remote, peer = %peer.node_id().short(), "refused: {reason}");
-                    return self.refuse(session, RefusalCode::OtherCluster, &reason);
+                    // Not which one this is: it has proved nothing.
+                    let reason = "it is a member of another cluster: start it with a fresh state directory to join this one";
+                    tracing::warn!(%remote, peer = %peer.node_id().short(), cluster = %cluster.short(), "refused: {reason}");
+                    return self.refuse(session, RefusalCode::OtherCluster, reason);
                 }
+                // Judged on a copy: who is no member adds nothing.
                 let delta = Delta { admissions: chain, records: vec![*record], ..Delta::default() };
-                let merged = view.merge(&delta);
-                self.learned(&merged.new, &merged.gone);
-                let Some(view) = &self.view else { return };
-                if view.admissions().was_admitted(&peer) && !view.admissions().contains(&peer) {
+                let mut judged = view.clone();
+                let merged = judged.merge(&delta);
+                let removed = judged.removed_above(&peer, &delta.admissions);
+                if !judged.admissions().contains(&peer) && !removed.is_empty() {
                     tracing::warn!(%remote, peer = %peer.node_id().short(), "refused: it was removed from this cluster");
                     if !dialled {
                         let hello = self.hello();
                         self.send(session, &Message::Hello(Box::new(hello)));
                     }
-                    self.prove_removal(session, &peer);
+                    self.prove_removal(session, &removed);
                     return self.refuse(session, RefusalCode::Removed, super::removal::REMOVED);
                 }
-                if !view.admissions().contains(&peer) || view.record(&peer.node_id()).is_none() {
+                if !judged.admissions().contains(&peer) || judged.record(&peer.node_id()).is_none() {
                     let why = merged.refused.into_iter().next().unwrap_or_default();
                     let reason = format!(
                         "no chain of admissions leads from it to the founder of this cluster ({why})"
@@ -205,6 +285,8 @@ impl Node {
                     tracing::warn!(%remote, peer = %peer.node_id().short(), "refused: {reason}");
                     return self.refuse(session, RefusalCode::NotMember, &reason);
                 }
+                self.view = Some(judged);
+                self.learned(&merged.new, &merged.gone);
                 if !dialled {
                     let hello = self.hello();
                     self.send(session, &Message::Hello(Box::new(hello)));
@@ -218,11 +300,14 @@ impl Node {
     pub(super) fn enter_membership(&mut self, session: SessionId) {
         let Some(entry) = self.sessions.get_mut(&session) else { return };
         entry.phase = Phase::Member;
-        let peer = entry.peer.node_id();
+        let peer = entry.peer_id;
+        self.sessions.strangers.remove(&session);
+        let Some(entry) = self.sessions.get(&session) else { return };
         tracing::info!(peer = %peer.short(), remote = %entry.remote, dialled = entry.dialled.is_some(), "session established");
         self.emit(Output::Trust { session });
         self.dialer.on_member(peer);
         self.choose_session(peer);
+        self.close_surplus(peer);
         let keys = self.group_keys();
         self.send(session, &keys);
         self.tell_what_is_known(session, &peer);
@@ -241,24 +326,68 @@ impl Node {
     fn choose_session(&mut self, peer: NodeId) {
         let Some(chosen) = self.session_with(&peer) else { return };
         let now = self.now;
-        for (id, session) in &mut self.sessions {
-            if *id != chosen && matches!(session.phase, Phase::Member) && session.peer.node_id() == peer {
+        let others: Vec<SessionId> = self
+            .sessions
+            .with(&peer)
+            .filter(|(id, session)| *id != chosen && matches!(session.phase, Phase::Member))
+            .map(|(id, _)| id)
+            .collect();
+        for id in others {
+            if let Some(session) = self.sessions.get_mut(&id) {
                 session.replaced.get_or_insert(now);
             }
+            self.sessions.due.insert((now + REPLACED_LIMIT, id));
         }
         if let Some(session) = self.sessions.get_mut(&chosen) {
             session.replaced = None;
         }
     }
 
+    /// Ends the oldest sessions of a member that has more than it needs.
+    fn close_surplus(&mut self, peer: NodeId) {
+        let chosen = self.session_with(&peer);
+        let mut others: Vec<(Time, SessionId)> = self
+            .sessions
+            .with(&peer)
+            .filter(|(id, session)| Some(*id) != chosen && matches!(session.phase, Phase::Member))
+            .map(|(id, session)| (session.opened, id))
+            .collect();
+        others.sort_unstable();
+        let surplus = (others.len() + 1).saturating_sub(MAX_OF_MEMBER);
+        for (_, session) in others.into_iter().take(surplus) {
+            self.close(session, "there are too many sessions with the same node");
+        }
+    }
+
     /// The session that counts with a member.
     pub(super) fn session_with(&self, peer: &NodeId) -> Option<SessionId> {
-        let by_lower = |session: &Session| (session.dialled.is_some()) == (self.id < *peer);
-        self.sessions
-            .iter()
-            .filter(|(_, session)| matches!(session.phase, Phase::Member) && session.peer.node_id() == *peer)
-            .max_by_key(|(id, session)| (by_lower(session), session.opened, **id))
-            .map(|(id, _)| *id)
+        let with_peer = self.sessions.with(peer);
+        with_peer.filter_map(|(id, session)| self.rank(id, session)).max().map(|(_, _, id)| id)
+    }
+
+    /// Whether there is a session with a node that has not come to anything yet, but may any moment.
+    pub(super) fn is_greeting(&self, peer: &NodeId) -> bool {
+        let mut with_peer = self.sessions.values().filter(|session| session.peer_id == *peer);
+        with_peer.any(|session| matches!(session.phase, Phase::Greeting))
+    }
+
+    /// Which of several sessions with a member counts: the highest. Those with others have none.
+    fn rank(&self, id: SessionId, session: &Session) -> Option<Rank> {
+        let by_lower = session.dialled.is_some() == (self.id < session.peer_id);
+        matches!(session.phase, Phase::Member).then_some((by_lower, session.opened, id))
+    }
+
+    /// Where the sessions that count lead to.
+    pub(super) fn session_addresses(&self) -> BTreeMap<NodeId, IpAddr> {
+        let mut best: BTreeMap<NodeId, (Rank, IpAddr)> = BTreeMap::new();
+        for (id, session) in self.sessions.iter() {
+            if let Some(rank) = self.rank(*id, session) {
+                let of_this = (rank, session.remote.ip());
+                let best = best.entry(session.peer_id).or_insert(of_this);
+                *best = (*best).max(of_this);
+            }
+        }
+        best.into_iter().map(|(peer, (_, address))| (peer, address)).collect()
     }
 
     fn on_refused(&mut self, session: SessionId, refusal: &Refusal) {
@@ -279,7 +408,7 @@ impl Node {
 
     pub(super) fn on_session_closed(&mut self, session: SessionId, reason: &str) {
         let Some(entry) = self.sessions.remove(&session) else { return };
-        let peer = entry.peer.node_id();
+        let peer = entry.peer_id;
         match entry.phase {
             Phase::Member => {
                 if self.session_with(&peer).is_none() {
@@ -302,52 +431,56 @@ impl Node {
 
     /// Closes what took too long, and what was replaced.
     pub(super) fn sweep_sessions(&mut self) {
-        let now = self.now;
-        let late: Vec<(SessionId, &'static str)> = self
-            .sessions
-            .iter()
-            .filter_map(|(id, session)| match session.phase {
-                Phase::Closing => None,
-                Phase::Member => {
-                    let due = session.replaced.is_some_and(|since| now.since(since) >= REPLACED_LIMIT);
-                    if due && self.id < session.peer.node_id() {
-                        return Some((*id, "another session with the same node is used"));
-                    }
-                    self.idle_limit(session).filter(|limit| now >= *limit).map(|_| (*id, "nothing to say"))
+        while let Some((_, id)) = self.sessions.due.first().copied().filter(|(due, _)| *due <= self.now) {
+            self.sessions.due.pop_first();
+            let Some(session) = self.sessions.get(&id) else { continue };
+            if matches!(session.phase, Phase::Closing) {
+                continue;
+            }
+            match self.session_due(session) {
+                Some((due, reason)) if due <= self.now => self.close(id, reason),
+                // It was used meanwhile; or its end depends on whether datagrams arrive, and they do not yet.
+                due => {
+                    let again = due.map_or(self.now + IDLE_LIMIT, |(due, _)| due);
+                    self.sessions.due.insert((again, id));
                 }
-                Phase::Greeting | Phase::Joining(_) | Phase::Sponsoring(_) => (now.since(session.opened)
-                    >= HANDSHAKE_LIMIT)
-                    .then_some((*id, "nothing came of it in time")),
-            })
-            .collect();
-        for (session, reason) in late {
-            self.close(session, reason);
+            }
+        }
+    }
+
+    /// When a session is to be ended, and why.
+    fn session_due(&self, session: &Session) -> Option<(Time, &'static str)> {
+        const IN_VAIN: &str = "nothing came of it in time";
+        let longest = session.opened + WELCOME_LIMIT;
+        match session.phase {
+            Phase::Closing => None,
+            Phase::Member => {
+                let replaced = session.replaced.filter(|_| self.id < session.peer_id);
+                let replaced = replaced
+                    .map(|since| (since + REPLACED_LIMIT, "another session with the same node is used"));
+                let idle = self.idle_limit(session).map(|at| (at, "nothing to say"));
+                replaced.into_iter().chain(idle).min_by_key(|(at, _)| *at)
+            }
+            Phase::Joining(Joining::Asked) | Phase::Sponsoring(Sponsoring::Welcoming(_)) => {
+                Some((longest.min(session.used + HANDSHAKE_LIMIT), IN_VAIN))
+            }
+            Phase::Sponsoring(Sponsoring::Welcomed) => {
+                Some((longest.min(session.used + CHECK_LIMIT), IN_VAIN))
+            }
+            Phase::Greeting | Phase::Joining(_) | Phase::Sponsoring(_) => {
+                Some((session.opened + HANDSHAKE_LIMIT, IN_VAIN))
+            }
         }
     }
 
     pub(super) fn session_deadline(&self) -> Option<Time> {
-        self.sessions
-            .values()
-            .filter_map(|session| match session.phase {
-                Phase::Closing => None,
-                Phase::Member => session
-                    .replaced
-                    .filter(|_| self.id < session.peer.node_id())
-                    .map(|since| since + REPLACED_LIMIT)
-                    .into_iter()
-                    .chain(self.idle_limit(session))
-                    .min(),
-                Phase::Greeting | Phase::Joining(_) | Phase::Sponsoring(_) => {
-                    Some(session.opened + HANDSHAKE_LIMIT)
-                }
-            })
-            .min()
+        self.sessions.due.first().map(|(due, _)| *due)
     }
 
     /// When a session with a member is ended, if nothing else is said. It is the only way to a member whose
     /// datagrams do not arrive.
     fn idle_limit(&self, session: &Session) -> Option<Time> {
-        let peer = session.peer.node_id();
+        let peer = session.peer_id;
         self.datagrams.address(&peer)?;
         let patience = if self.id < peer { IDLE_LIMIT } else { IDLE_LIMIT * 4 / 3 };
         Some(session.used + patience)
@@ -359,7 +492,7 @@ impl Node {
             && !matches!(entry.phase, Phase::Closing)
         {
             entry.used = now;
-            tracing::trace!(peer = %entry.peer.node_id().short(), kind = message.kind(), "sending");
+            tracing::trace!(peer = %entry.peer_id.short(), kind = message.kind(), "sending");
             self.emit(Output::Send { session, frame: message.encode() });
         }
     }
@@ -376,7 +509,7 @@ impl Node {
     pub(super) fn close(&mut self, session: SessionId, reason: &str) {
         let Some(entry) = self.sessions.get_mut(&session) else { return };
         let was = std::mem::replace(&mut entry.phase, Phase::Closing);
-        let (peer, dialled) = (entry.peer.node_id(), entry.dialled);
+        let (peer, dialled) = (entry.peer_id, entry.dialled);
         match was {
             Phase::Closing => return,
             Phase::Joining(_) => self.join_session_gone(session, dialled, reason),

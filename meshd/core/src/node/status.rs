@@ -31,6 +31,7 @@ impl Node {
                 )
             }));
         }
+        problems.extend(self.prefix_problems());
         problems.extend(self.overlap.clone());
         problems.extend(self.exhaustion_problem());
         Status {
@@ -126,7 +127,7 @@ impl Node {
                 };
                 let facts = record.lanes.first().and_then(|lane| self.tunnels.get(&lane.key)).copied();
                 let facts = facts.unwrap_or_default();
-                let ranges = ranges_of(view, &record.node, record);
+                let ranges = ranges_of(view, record);
                 let ready = ranges.iter().all(|range| self.leads_to_lane(range));
                 PeerStatus {
                     id: id.to_string(),

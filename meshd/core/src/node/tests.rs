@@ -4,8 +4,11 @@
 mod addresses;
 mod authority;
 mod copies;
+mod links;
 mod removal;
 mod scenarios;
+mod tunnels;
+mod versions;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -37,8 +40,8 @@ pub(super) struct Host {
     secret: SimSecret,
     seeds: Vec<usize>,
     pub(super) disk: BTreeMap<StateFile, Vec<u8>>,
-    /// What the host keeps until its next boot: boot and generation of the last start.
-    pub(super) last_start: Option<(&'static str, u64)>,
+    /// What the host keeps until its next boot: the boot, and what the node has had noted.
+    pub(super) last_start: Option<(&'static str, StartMark)>,
     pub(super) kernel: HostState,
     pub(super) replies: BTreeMap<RequestId, Result<Response, ApiError>>,
     next: Time,
@@ -48,7 +51,19 @@ pub(super) struct Host {
     pub(super) prefixes: Vec<HostPrefix>,
     /// Why the daemon ended by itself.
     pub(super) refused: Option<String>,
+    /// A tunnel key that it says is its own, without the secret.
+    pub(super) claims: Option<Claim>,
 }
+
+/// As which lane a host claims a key.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Claim {
+    First(WgPublic),
+    Second(WgPublic),
+}
+
+/// What a message becomes on its way from one host to another.
+pub(super) type Lie = Box<dyn FnMut(usize, usize, crate::message::Message) -> crate::message::Message>;
 
 #[derive(Clone)]
 pub(super) enum SimSecret {
@@ -88,6 +103,9 @@ pub(super) struct Sim {
     pub(super) unix: Option<u64>,
     /// Names of hosts that do not have the usual one.
     pub(super) names: BTreeMap<usize, String>,
+    /// What becomes of a frame that a host sends.
+    pub(super) on_wire: fn(usize, Vec<u8>) -> Vec<Vec<u8>>,
+    pub(super) lie: Option<Lie>,
 }
 
 pub(super) fn address(host: usize) -> SocketAddr {
@@ -111,6 +129,8 @@ impl Sim {
             admin_keys: Vec::new(),
             unix: Some(1_700_000_000),
             names: BTreeMap::new(),
+            on_wire: |_, frame| vec![frame],
+            lie: None,
         }
     }
 
@@ -131,6 +151,7 @@ impl Sim {
             wrote: 0,
             prefixes: Vec::new(),
             refused: None,
+            claims: None,
         };
         self.hosts.push(host);
         self.hosts.len() - 1
@@ -150,9 +171,9 @@ impl Sim {
             SimSecret::Token(token) => JoinSecret::Token(Box::new(token.clone())),
             SimSecret::None => JoinSecret::None,
         };
-        let node = self.boot(at, secret, seed);
+        let (node, counted) = self.boot(at, secret, seed);
         let host = &mut self.hosts[at];
-        host.disk.insert(StateFile::Node, state::encode_node(&node.stored));
+        host.disk.extend([counted]);
         host.node = Some(node);
         if let Some(unix) = self.unix {
             let unix_seconds = unix + self.now.since_origin().as_secs();
@@ -181,10 +202,18 @@ impl Sim {
     }
 
     /// What the host's disk makes of it.
-    fn boot(&self, at: usize, secret: JoinSecret, seed: [u8; 32]) -> Node {
+    fn boot(&self, at: usize, secret: JoinSecret, seed: [u8; 32]) -> (Node, (StateFile, Vec<u8>)) {
         let host = &self.hosts[at];
         let mut stored = Stored::decode(&host.disk).unwrap();
-        stored.node.generation += 1;
+        let counted = stored.count_start();
+        let mut lanes = vec![LaneConfig::new(0, "meshwg0", 6784, host.lane.clone())];
+        match host.claims {
+            Some(Claim::First(key)) => lanes[0].key = key,
+            Some(Claim::Second(key)) => {
+                lanes.push(LaneConfig { key, ..LaneConfig::new(1, "meshwg1", 6785, host.lane.clone()) });
+            }
+            None => {}
+        }
         let config = Config {
             name: self.names.get(&at).cloned().unwrap_or_else(|| format!("host{at}")),
             cluster_name: "sim".into(),
@@ -200,28 +229,20 @@ impl Sim {
             advertise: Vec::new(),
             control_port: 6783,
             max_calls: MAX_CALLS,
-            lanes: vec![LaneConfig {
-                index: 0,
-                device: "meshwg0".into(),
-                port: 6784,
-                key: host.lane.public(),
-            }],
+            lanes,
             mtu: None,
             software: "sim".into(),
             boot: self.boot.into(),
-            previous_start: host
-                .last_start
-                .filter(|(boot, _)| *boot == self.boot)
-                .map(|(_, generation)| generation),
+            previous_start: host.last_start.filter(|(boot, _)| *boot == self.boot).map(|(_, mark)| mark),
             backend: (Backend::Userspace, "simulated".into()),
         };
-        Node::new(config, host.identity.clone(), stored, seed, self.now)
+        (Node::new(config, host.identity.clone(), stored, seed, self.now), counted)
     }
 
     /// A daemon that is killed at this instant, and comes back, changes nothing in the kernel.
     fn check_crash(&self, at: usize) {
         let secret = JoinSecret::Key(JoinKey::from_secret(Secret32::from_bytes([0; 32])));
-        let mut reborn = self.boot(at, secret, [0; 32]);
+        let (mut reborn, _) = self.boot(at, secret, [0; 32]);
         reborn.handle(Input::Host(self.facts(at)), self.now);
         let state = std::iter::from_fn(|| Some(reborn.poll_output()))
             .take_while(|output| !matches!(output, Output::Timeout(_)))
@@ -288,8 +309,8 @@ impl Sim {
     fn input(&mut self, at: usize, input: Input) {
         self.drive(at, input);
         let noted = self.hosts[at].node.as_ref().and_then(Node::start_to_note);
-        if let Some(generation) = noted {
-            self.hosts[at].last_start = Some((self.boot, generation));
+        if let Some(mark) = noted {
+            self.hosts[at].last_start = Some((self.boot, mark));
         }
     }
 
@@ -314,7 +335,13 @@ impl Sim {
                 Output::Dial { target } => self.schedule(DELAY, Event::Open { from: at, target }),
                 Output::Send { session, frame } => {
                     if let Some((to, session)) = self.sessions.get(&(at, session)).copied() {
-                        self.schedule(DELAY, Event::Deliver { to, session, frame });
+                        let frame = match (&mut self.lie, crate::message::Message::decode(&frame)) {
+                            (Some(lie), Ok(message)) => lie(at, to, message).encode(),
+                            _ => frame,
+                        };
+                        for frame in (self.on_wire)(at, frame) {
+                            self.schedule(DELAY, Event::Deliver { to, session, frame });
+                        }
                     }
                 }
                 Output::Datagram { to, bytes } => {

@@ -78,6 +78,11 @@ impl Watch {
         }
     }
 
+    /// Forgets what members said that are none any more.
+    pub(super) fn retain(&mut self, stays: impl Fn(&IdentityKey) -> bool) {
+        self.heard.retain(|key, _| stays(key));
+    }
+
     #[cfg(test)]
     pub(super) fn under_way(&self) -> usize {
         self.own.iter().filter(|one| one.open.is_some()).count()
@@ -160,7 +165,8 @@ impl Node {
         let minute = self.unix_now().unwrap_or(0) / 60;
         let Some(view) = &mut self.view else { return };
         let before = view.tries_of(&self.me).copied();
-        let window = before.map_or(minute, |before| before.window.max(minute));
+        // The present minute also after a clock that was ahead: what counts as newer is the total.
+        let window = minute;
         let in_window = before.filter(|before| before.window == window).map_or(0, |before| before.count);
         let tries = Tries {
             cluster: view.cluster(),

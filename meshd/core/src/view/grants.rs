@@ -17,23 +17,38 @@
 //! ```
 //!
 //! where siblings and children are those that count and are signed by someone in the line of the parent's
-//! receiver; s is before g if its signer comes earlier in the line or, with one signer, its id is lower.
+//! receiver; s is before g if its signer comes earlier in the line or, with one signer, a removal of that names s and not
+//! g or, if that says nothing, its id is lower. So what a removed node signs takes nothing from whom it had given
+//! something before, as far as those knew it who removed it.
 //!
 //! So every address has exactly one owner, in every set of grants and reclaims, and equal sets give equal owners.
 //! An honest owner grants a range once (it is durable on its disk before anyone else hears of it), so siblings
 //! do not overlap; those that do show a copied disk or a member that lies, and are reported ([`GrantConflict`]).
+//!
+//! So that nobody fills the set alone: a node hands nothing to itself, and has to have been let in or removed for what
+//! it signs to be there at all. Of its grants resting on one grant, those of the lowest ids are there, twice as many as
+//! blocks in it; of all its grants, as many as a reclaim can name. What is beyond that is dropped with all that
+//! rests on it. A grant rests on one other only, and more grants never make more room, so the order of arrival does not
+//! matter.
+
+mod lineage;
+mod statements;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use mesh_keys::{BodyId, ClusterId, Genesis, Identity, IdentityKey, NodeId, Signable, Signed, SignedError};
-use serde::{Deserialize, Serialize};
+use mesh_keys::{BodyId, ClusterId, Genesis, Identity, IdentityKey, Signed};
 
 use super::admissions::Admissions;
 use super::items::{is_named, lowest};
 use super::persistent::{Map, Pairs, Set};
 use crate::ranges::RangeSet;
+use lineage::Lineage;
+pub use statements::{Grant, GrantConflict, InvalidGrant, InvalidReclaim, Reclaim};
+
+/// What became of a grant: what it takes the place of when it is new, `None` when it was there already.
+pub(super) type Inserted = Result<Option<Vec<BodyId>>, InvalidGrant>;
 
 /// Most ranges in different hands at a time: a cluster has at most 2^16 blocks.
 const MAX_RANGES: usize = 65_536;
@@ -42,54 +57,11 @@ const MAX_RANGES: usize = 65_536;
 /// history of admissions.
 const MAX_HISTORY: usize = 262_144;
 
+/// Most grants by one node: what a [`Reclaim`] of it has room for.
+const MAX_BY_SIGNER: usize = 32_000;
+
 /// From this number of new grants on, what follows from them is computed for all together.
 const MANY: usize = 64;
-
-/// A range of addresses changes hands.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Grant {
-    /// The cluster.
-    pub cluster: ClusterId,
-    /// The grant by which `from` owns the range; the cluster id stands for the genesis document.
-    pub parent: BodyId,
-    /// First address.
-    pub network: Ipv4Addr,
-    /// Length of the prefix.
-    pub prefix: u8,
-    /// The owner, who signs.
-    pub from: IdentityKey,
-    /// The new owner.
-    pub to: IdentityKey,
-}
-
-impl Signable for Grant {
-    const DOMAIN: &'static str = "hauberk grant v1";
-    const MAX_LEN: usize = 512;
-}
-
-/// The era of a removed node ends: what it still owned goes to the member that signs.
-///
-/// Whoever signs it knows that no other member will take anything more from that node: see [`super::reclaim`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reclaim {
-    /// The cluster.
-    pub cluster: ClusterId,
-    /// The removed node.
-    pub removed: IdentityKey,
-    /// Its removal.
-    pub removal: BodyId,
-    /// Who takes over and signs: the heir that the removal names, or who reclaimed what that one had.
-    pub to: IdentityKey,
-    /// The grants and reclaims signed by the removed node that go on counting; all others are void.
-    /// Ascending, no duplicates.
-    pub kept: Vec<BodyId>,
-}
-
-impl Signable for Reclaim {
-    const DOMAIN: &'static str = "hauberk reclaim v1";
-    // Room for 32,000 grants by one node.
-    const MAX_LEN: usize = 1 << 20;
-}
 
 /// The tree of grants, and the reclaims.
 #[derive(Clone, Debug)]
@@ -104,10 +76,15 @@ pub struct Ledger {
     children: Pairs<BodyId, BodyId>,
     /// Signer → grants.
     granted: Pairs<IdentityKey, BodyId>,
+    /// How many grants there are by a signer, and by it resting on each grant.
+    signed: Map<IdentityKey, usize>,
+    siblings: Map<(BodyId, IdentityKey), usize>,
     /// Removed node → its reclaims.
     reclaims_of: Pairs<IdentityKey, BodyId>,
     /// Signer → reclaims.
     reclaims_by: Pairs<IdentityKey, BodyId>,
+    /// Removed nodes with the grants that their removals name, by the lowest names that these could stand for.
+    named: Set<(IdentityKey, BodyId)>,
     /// Whether any node was reclaimed twice: only members that lie do that.
     contested: bool,
     /// What follows: the reclaim that counts for each node,
@@ -161,114 +138,6 @@ impl PartialEq for Ledger {
 
 impl Eq for Ledger {}
 
-/// One owner granted the same addresses twice.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct GrantConflict {
-    /// The owner that did.
-    pub granter: NodeId,
-    /// The range that lost.
-    pub range: Ipv4Net,
-    /// Whom it was granted to.
-    pub loser: NodeId,
-}
-
-/// Why a grant is refused. The ledger is unchanged.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidGrant {
-    /// Malformed, or not signed by the owner it names.
-    #[error(transparent)]
-    Signed(#[from] SignedError),
-    /// It is about another cluster.
-    #[error("it is for cluster {}", .0.short())]
-    OtherCluster(ClusterId),
-    /// The grant it rests on is not known.
-    #[error("it rests on a grant that is not known")]
-    UnknownParent,
-    /// The grant it rests on conveys no such range.
-    #[error("{range} is not part of what the grant it names conveys")]
-    NotConveyed {
-        /// The range.
-        range: Ipv4Net,
-    },
-    /// Who signed does not own the range, as far as known.
-    #[error("{} does not own {range} by the grant it names", .from.short())]
-    NotOwner {
-        /// Who signed.
-        from: NodeId,
-        /// The range.
-        range: Ipv4Net,
-    },
-    /// The range has host bits, or is smaller than a block.
-    #[error("range {network}/{prefix} is not made of whole blocks")]
-    Range {
-        /// First address.
-        network: Ipv4Addr,
-        /// Length of the prefix.
-        prefix: u8,
-    },
-    /// The ledger is full.
-    #[error("the cluster has {MAX_RANGES} ranges in different hands, or {MAX_HISTORY} grants already")]
-    Full,
-}
-
-/// Why a reclaim is refused. The ledger is unchanged.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidReclaim {
-    /// Malformed, or not signed by the member it names.
-    #[error(transparent)]
-    Signed(#[from] SignedError),
-    /// It is about another cluster.
-    #[error("it is for cluster {}", .0.short())]
-    OtherCluster(ClusterId),
-    /// The removal it rests on is not known.
-    #[error("it rests on a removal that is not known")]
-    UnknownRemoval,
-    /// The removal it rests on is of another node.
-    #[error("it rests on the removal of another node")]
-    OtherRemoval,
-    /// Who signed is the removed node.
-    #[error("a node that is removed cannot be its own heir")]
-    OwnHeir,
-    /// Who signed is not the heir, as far as known.
-    #[error("{} is not the heir of {}", .to.short(), .removed.short())]
-    NotHeir {
-        /// Who signed.
-        to: NodeId,
-        /// The removed node.
-        removed: NodeId,
-    },
-    /// The list of what goes on counting is not in order.
-    #[error("the statements that go on counting are not in ascending order, each once")]
-    KeptOrder,
-    /// The ledger is full.
-    #[error("the cluster has had {MAX_HISTORY} reclaims already")]
-    Full,
-}
-
-impl InvalidGrant {
-    /// Whether it may count once more is known, or when there is room.
-    pub(super) fn is_early(&self) -> bool {
-        match self {
-            Self::UnknownParent | Self::NotOwner { .. } | Self::Full => true,
-            Self::Signed(_) | Self::OtherCluster(_) | Self::NotConveyed { .. } | Self::Range { .. } => false,
-        }
-    }
-}
-
-impl InvalidReclaim {
-    /// Whether it may count once more is known, or when there is room.
-    pub(super) fn is_early(&self) -> bool {
-        match self {
-            Self::UnknownRemoval | Self::NotHeir { .. } | Self::Full => true,
-            Self::Signed(_)
-            | Self::OtherCluster(_)
-            | Self::OtherRemoval
-            | Self::OwnHeir
-            | Self::KeptOrder => false,
-        }
-    }
-}
-
 impl Ledger {
     /// The ledger in which the founder owns everything.
     pub fn new(genesis: &Genesis) -> Self {
@@ -281,8 +150,11 @@ impl Ledger {
             reclaims: Map::default(),
             children: Pairs::default(),
             granted: Pairs::default(),
+            signed: Map::default(),
+            siblings: Map::default(),
             reclaims_of: Pairs::default(),
             reclaims_by: Pairs::default(),
+            named: Set::default(),
             contested: false,
             reclaimed: Map::default(),
             lineage: Lineage::default(),
@@ -295,33 +167,33 @@ impl Ledger {
         ledger
     }
 
-    /// Adds one; `false` when it was there already.
-    ///
-    /// # Errors
-    /// [`InvalidGrant`]; the ledger is unchanged.
-    pub fn insert(&mut self, signed: &Signed<Grant>) -> Result<bool, InvalidGrant> {
-        self.insert_one(signed, false)
-    }
-
-    /// Adds many, each checked on its own: what follows from them is computed once for all, which keeps the time
-    /// to read an old and large ledger in proportion to its size.
+    /// Adds grants, each checked on its own: of each, whether it is new and what it takes the place of, or `None` when it was
+    /// there already. What follows from many is computed once for all, which keeps the time to read an old and large
+    /// ledger in proportion to its size.
     pub(super) fn insert_many<'a>(
         &mut self,
         many: &'a [Signed<Grant>],
-    ) -> Vec<(&'a Signed<Grant>, Result<bool, InvalidGrant>)> {
+        admissions: &Admissions,
+    ) -> Vec<(&'a Signed<Grant>, Inserted)> {
         let later = many.len() >= MANY;
-        let results: Vec<_> = many.iter().map(|signed| (signed, self.insert_one(signed, later))).collect();
-        if later && results.iter().any(|(_, result)| *result == Ok(true)) {
+        let results: Vec<_> =
+            many.iter().map(|signed| (signed, self.insert_one(signed, later, admissions))).collect();
+        if later && results.iter().any(|(_, result)| matches!(result, Ok(Some(_)))) {
             self.recompute_all();
         }
         results
     }
 
     /// With `later`, what follows is left as it is.
-    fn insert_one(&mut self, signed: &Signed<Grant>, later: bool) -> Result<bool, InvalidGrant> {
+    fn insert_one(
+        &mut self,
+        signed: &Signed<Grant>,
+        later: bool,
+        admissions: &Admissions,
+    ) -> Result<Option<Vec<BodyId>>, InvalidGrant> {
         let id = signed.id();
         if self.grants.contains_key(&id) {
-            return Ok(false);
+            return Ok(None);
         }
         let grant = signed.decode()?;
         if grant.cluster != self.cluster {
@@ -338,19 +210,29 @@ impl Ledger {
         if !self.may_succeed(receiver, &grant.from) {
             return Err(InvalidGrant::NotOwner { from: grant.from.node_id(), range });
         }
-        signed.verify(&grant.from)?;
-        if self.own.len() >= MAX_RANGES || self.grants.len() >= MAX_HISTORY {
+        let (from, to, parent) = (grant.from, grant.to, grant.parent);
+        if to == from {
+            return Err(InvalidGrant::ToItself);
+        }
+        if !admissions.was_admitted(&from) && !admissions.is_removed(&from) {
+            return Err(InvalidGrant::UnknownSigner { from: from.node_id() });
+        }
+        let displaced = self.displaced_by(&id, &from, &parent, conveyed)?;
+        signed.verify(&from)?;
+        if displaced.is_none() && (self.own.len() >= MAX_RANGES || self.grants.len() >= MAX_HISTORY) {
             return Err(InvalidGrant::Full);
         }
-        let (from, to, parent) = (grant.from, grant.to, grant.parent);
+        let gone = displaced.map(|displaced| self.drop_with_all_below(displaced, later)).unwrap_or_default();
         // Of what the signer still has, by a statement that counts: nobody else is touched.
         let plain =
             self.holder(receiver) == from && self.own.get(&parent).is_some_and(|own| own.covers(range));
         self.grants.insert(id, Entry { signed: signed.clone(), from, to, parent, range });
         self.children.insert(parent, id);
         self.granted.insert(from, id);
+        count(&mut self.signed, from, 1);
+        count(&mut self.siblings, (parent, from), 1);
         if later {
-            return Ok(true);
+            return Ok(Some(gone));
         }
         if plain {
             let mut rest = self.own.get(&parent).cloned().unwrap_or_default();
@@ -360,7 +242,87 @@ impl Ledger {
         } else {
             self.recompute_below(parent);
         }
-        Ok(true)
+        Ok(Some(gone))
+    }
+
+    /// Which grant has to go for a new one by `from` that rests on `parent`, if any; an error when it is the new one.
+    fn displaced_by(
+        &self,
+        new: &BodyId,
+        from: &IdentityKey,
+        parent: &BodyId,
+        conveyed: Ipv4Net,
+    ) -> Result<Option<BodyId>, InvalidGrant> {
+        let bits = self.block_prefix.saturating_sub(conveyed.prefix_len());
+        let most = 2usize.checked_shl(bits.into()).unwrap_or(usize::MAX);
+        let last = if self.siblings.get(&(*parent, *from)).is_some_and(|count| *count >= most) {
+            let by_it = |id: &&BodyId| self.grants.get(*id).is_some_and(|entry| entry.from == *from);
+            self.children.of(parent).rev().filter(by_it).find(|id| !self.is_named(from, id))
+        } else if self.signed.get(from).is_some_and(|count| *count >= MAX_BY_SIGNER) {
+            self.granted.of(from).rev().find(|id| !self.is_named(from, id))
+        } else {
+            None
+        };
+        match last {
+            Some(last) if last < new && !self.is_named(from, new) => {
+                Err(InvalidGrant::TooMany { from: from.node_id() })
+            }
+            last => Ok(last.copied()),
+        }
+    }
+
+    /// Takes a grant out, and those that rest on it. Their names. With `later`, what follows is left as it is.
+    fn drop_with_all_below(&mut self, top: BodyId, later: bool) -> Vec<BodyId> {
+        let above = self.grants.get(&top).map(|entry| entry.parent);
+        let mut gone = vec![top];
+        let mut at = 0;
+        while let Some(id) = gone.get(at) {
+            gone.extend(self.children.of(id).copied().collect::<Vec<_>>());
+            at += 1;
+        }
+        for id in &gone {
+            self.set_own(*id, RangeSet::new());
+            self.effective.remove(id);
+            if let Some(entry) = self.grants.take(id) {
+                self.children.remove(entry.parent, *id);
+                self.granted.remove(entry.from, *id);
+                count(&mut self.signed, entry.from, -1);
+                count(&mut self.siblings, (entry.parent, entry.from), -1);
+            }
+        }
+        if let Some(above) = above.filter(|_| !later) {
+            self.recompute_below(above);
+        }
+        gone
+    }
+
+    /// The removal of `signer` names these grants by it.
+    pub(super) fn name(&mut self, signer: &IdentityKey, grants: &[[u8; 16]]) {
+        let mut parents = BTreeSet::new();
+        for name in grants {
+            let lowest = lowest(name);
+            self.named.insert((*signer, lowest));
+            let found = self.grants.at_or_after(lowest).filter(|(id, _)| is_named(id, name));
+            parents.extend(found.map(|(_, entry)| entry.parent));
+        }
+        // The order of siblings matters only where some have less than was granted.
+        for parent in parents.into_iter().filter(|_| self.effective.len() > 0).collect::<Vec<_>>() {
+            if self.children.of(&parent).any(|child| self.effective.contains_key(child)) {
+                self.recompute_below(parent);
+            }
+        }
+    }
+
+    fn is_named(&self, signer: &IdentityKey, id: &BodyId) -> bool {
+        let mut name = [0; 16];
+        name.copy_from_slice(&id.as_bytes()[..16]);
+        self.named.contains(&(*signer, lowest(&name)))
+    }
+
+    /// The grants by `signer` that convey something: what its removal should name.
+    pub fn worth_naming(&self, signer: &IdentityKey) -> Vec<BodyId> {
+        let conveys = |id: &&BodyId| self.effective.get(id).is_none_or(|rest| !rest.is_empty());
+        self.granted_by(signer).filter(conveys).copied().collect()
     }
 
     /// Adds a reclaim.
@@ -472,6 +434,11 @@ impl Ledger {
     /// Owners with all their addresses.
     pub fn owners(&self) -> BTreeMap<IdentityKey, RangeSet> {
         self.held.keys().map(|key| (*key, self.owned_by(key))).collect()
+    }
+
+    /// Who owns any addresses.
+    pub fn holders(&self) -> impl Iterator<Item = &IdentityKey> {
+        self.held.keys()
     }
 
     /// Whether the era of `key` has ended: what it had is in other hands.
@@ -742,18 +709,18 @@ impl Ledger {
         if self.signers_of_children(id).any(|signer| signer != receiver) {
             places.extend(self.line(receiver).into_iter().zip(0..));
         }
-        let mut children: Vec<(usize, BodyId, bool)> = self
+        let mut children: Vec<(usize, bool, BodyId, bool)> = self
             .children
             .of(id)
             .filter_map(|child| {
                 let from = self.grants.get(child)?.from;
                 let place = places.get(&from).copied();
                 let counts = place.is_some() && self.counts(&self.reclaimed, &from, child);
-                Some((place.unwrap_or(usize::MAX), *child, counts))
+                Some((place.unwrap_or(usize::MAX), !self.is_named(&from, child), *child, counts))
             })
             .collect();
         children.sort_unstable();
-        children.into_iter().map(|(_, child, counts)| (child, counts)).collect()
+        children.into_iter().map(|(_, _, child, counts)| (child, counts)).collect()
     }
 
     fn signers_of_children(&self, id: &BodyId) -> impl Iterator<Item = IdentityKey> {
@@ -808,51 +775,14 @@ impl Ledger {
     }
 }
 
+fn count<K: Ord + Copy>(counts: &mut Map<K, usize>, key: K, change: isize) {
+    match counts.get(&key).copied().unwrap_or(0).saturating_add_signed(change) {
+        0 => drop(counts.remove(&key)),
+        count => counts.insert(key, count),
+    }
+}
+
 /// The name that stands for the genesis document in [`Grant::parent`].
 fn root(cluster: &ClusterId) -> BodyId {
     BodyId::from_bytes(*cluster.as_bytes())
-}
-
-/// Who is the last of each node's line. Lines join and never part, so a disjoint-set forest answers in a few
-/// steps however long they have grown.
-#[derive(Clone, Debug, Default)]
-struct Lineage(Map<IdentityKey, Tree>);
-
-#[derive(Clone, Copy, Debug)]
-struct Tree {
-    /// Itself at the top.
-    parent: IdentityKey,
-    size: usize,
-    last: IdentityKey,
-}
-
-impl Lineage {
-    /// `to` takes over what `from` has; `false` if that would make a circle.
-    fn inherit(&mut self, from: IdentityKey, to: IdentityKey) -> bool {
-        let ((a, one), (b, other)) = (self.top(from), self.top(to));
-        if a == b {
-            return false;
-        }
-        let (large, small) = if one.size >= other.size { (a, b) } else { (b, a) };
-        self.0.insert(small, Tree { parent: large, ..if small == a { one } else { other } });
-        self.0.insert(large, Tree { parent: large, size: one.size + other.size, last: other.last });
-        true
-    }
-
-    fn last(&self, key: IdentityKey) -> IdentityKey {
-        self.top(key).1.last
-    }
-
-    fn top(&self, key: IdentityKey) -> (IdentityKey, Tree) {
-        let mut at = key;
-        let mut tree = Tree { parent: key, size: 1, last: key };
-        while let Some(found) = self.0.get(&at) {
-            tree = *found;
-            if tree.parent == at {
-                break;
-            }
-            at = tree.parent;
-        }
-        (at, tree)
-    }
 }

@@ -30,6 +30,26 @@ impl Kind {
     pub const POLICY: Self = Self(10);
     /// A member's promises about removed nodes; not spread by gossip.
     pub const PROMISES: Self = Self(6);
+
+    /// All kinds of this version.
+    pub const ALL: [Self; 11] = [
+        Self::LIVENESS,
+        Self::ADMISSION,
+        Self::REMOVAL,
+        Self::RECLAIM,
+        Self::GRANT,
+        Self::RECORD,
+        Self::PROMISES,
+        Self::TRIES,
+        Self::TOKEN,
+        Self::REVOCATION,
+        Self::POLICY,
+    ];
+
+    /// Whether this version knows what it is.
+    pub fn is_known(self) -> bool {
+        Self::ALL.contains(&self)
+    }
 }
 
 impl Name {
@@ -165,7 +185,7 @@ pub(super) fn is_named(body: &BodyId, name: &[u8; 16]) -> bool {
     first(body) == *name
 }
 
-fn first<const N: usize>(body: &BodyId) -> [u8; N] {
+pub(super) fn first<const N: usize>(body: &BodyId) -> [u8; N] {
     let mut first = [0; N];
     first.copy_from_slice(&body.as_bytes()[..N]);
     first

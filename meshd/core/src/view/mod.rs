@@ -11,12 +11,14 @@
 //! * **tokens** and **revocations** grow only ([`View::redeem`]);
 //! * **tries**: of each node how often joining by password failed there.
 //!
-//! Records, promises and tries of a removed node are dropped: its removal, once there, is there for good.
+//! Records, promises, tries and tokens of a removed node are dropped: its removal, once there, is there for good. With
+//! admin keys, so are admissions that a removal has made void, and what those say whom nothing else let in ([`Admissions`]).
 //!
 //! A [`View`] is *closed*: everything in it is justified by other things in it and by the genesis document.
 //! [`View::merge`] keeps it so: what a delta does not justify is left out, and comes again with the next
 //! exchange. For closed views a, b, c (with ∨ for merging the whole of one into the other):
-//! a ∨ a = a, a ∨ b = b ∨ a, (a ∨ b) ∨ c = a ∨ (b ∨ c).
+//! a ∨ a = a, a ∨ b = b ∨ a, (a ∨ b) ∨ c = a ∨ (b ∨ c). With admin keys the last holds for views that have the same
+//! removals; else what a removal has made void in one may be founded anew by the next, and has to be told again.
 
 mod admissions;
 mod grants;
@@ -31,16 +33,18 @@ mod tokens;
 mod tries;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use mesh_keys::{
-    BodyId, ClusterId, Genesis, IdentityKey, JoinPolicy, NodeId, Revocation, Signed, SignedAdmission,
-    SignedJoinPolicy, SignedRemoval, SignedRevocation, SignedToken, Token, Tries,
+    BodyId, ClusterId, Genesis, IdentityKey, JoinPolicy, NodeId, Revocation, Signable, Signed,
+    SignedAdmission, SignedJoinPolicy, SignedRemoval, SignedRevocation, SignedToken, Token, TokenId, Tries,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::gossip::catalogue::{Kind, Name};
+use crate::ranges::RangeSet;
+use admissions::{Gone, Removing};
 use grants::Change;
 use persistent::Map;
 use registers::Registers;
@@ -67,9 +71,31 @@ pub struct View {
     tries: Registers<Tries>,
     tokens: tokens::Set<Token>,
     revocations: tokens::Set<Revocation>,
-    /// What follows: the removed nodes whose era no reclaim has ended.
+    /// What follows: the tokens that were revoked,
+    revoked: BTreeSet<TokenId>,
+    /// and the removed nodes whose era no reclaim has ended.
     pending: BTreeSet<IdentityKey>,
+    /// What somebody may use, until something changes.
+    usable: Remembered<(IdentityKey, RangeSet)>,
 }
+
+/// What was computed of the rest of a view, and so is equal if that is.
+#[derive(Clone, Debug)]
+struct Remembered<T>(OnceLock<T>);
+
+impl<T> Default for Remembered<T> {
+    fn default() -> Self {
+        Self(OnceLock::new())
+    }
+}
+
+impl<T> PartialEq for Remembered<T> {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl<T> Eq for Remembered<T> {}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Entry {
@@ -163,32 +189,54 @@ impl Delta {
         self.policies.append(&mut other.policies);
     }
 
-    /// Cuts the delta into parts of at most `items` items, in an order that keeps each justified by those
-    /// before it.
-    pub fn chunks(mut self, items: usize) -> Vec<Self> {
-        let items = items.max(1);
-        let mut parts = Vec::new();
-        while !self.is_empty() {
-            let mut part = Self::default();
-            part.admissions = take(&mut self.admissions, items);
-            part.removals = take(&mut self.removals, items - part.len());
-            part.reclaims = take(&mut self.reclaims, items - part.len());
-            part.grants = take(&mut self.grants, items - part.len());
-            part.records = take(&mut self.records, items - part.len());
-            part.promises = take(&mut self.promises, items - part.len());
-            part.tries = take(&mut self.tries, items - part.len());
-            part.tokens = take(&mut self.tokens, items - part.len());
-            part.revocations = take(&mut self.revocations, items - part.len());
-            part.policies = take(&mut self.policies, items - part.len());
-            parts.push(part);
-        }
-        parts
+    /// Cuts the delta into parts of at most `items` items and `bytes` bytes, in an order that keeps each justified by
+    /// those before it. An item that is longer has a part of its own.
+    pub fn chunks(self, items: usize, bytes: usize) -> Vec<Self> {
+        let mut cutter = Cutter { items, bytes, left: (0, 0), parts: Vec::new() };
+        cutter.add(self.admissions, |part| &mut part.admissions);
+        cutter.add(self.removals, |part| &mut part.removals);
+        cutter.add(self.reclaims, |part| &mut part.reclaims);
+        cutter.add(self.grants, |part| &mut part.grants);
+        cutter.add(self.records, |part| &mut part.records);
+        cutter.add(self.promises, |part| &mut part.promises);
+        cutter.add(self.tries, |part| &mut part.tries);
+        cutter.add(self.tokens, |part| &mut part.tokens);
+        cutter.add(self.revocations, |part| &mut part.revocations);
+        cutter.add(self.policies, |part| &mut part.policies);
+        cutter.parts
     }
 }
 
-fn take<T>(from: &mut Vec<T>, most: usize) -> Vec<T> {
-    let rest = from.split_off(most.min(from.len()));
-    std::mem::replace(from, rest)
+/// Most bytes of an encoded signed statement beside its body: signature, format and length.
+const SIGNED_HEAD: usize = 80;
+
+/// Makes parts of a delta.
+struct Cutter {
+    items: usize,
+    bytes: usize,
+    /// Items and bytes that the last part has room for.
+    left: (usize, usize),
+    parts: Vec<Delta>,
+}
+
+impl Cutter {
+    fn add<T: Signable>(&mut self, items: Vec<Signed<T>>, of: fn(&mut Delta) -> &mut Vec<Signed<T>>) {
+        for item in items {
+            let length = item.body().len() + SIGNED_HEAD;
+            if self.left.0 == 0 || self.left.1 < length {
+                self.parts.push(Delta::default());
+                self.left = (self.items, self.bytes);
+            }
+            self.left = (self.left.0.saturating_sub(1), self.left.1.saturating_sub(length));
+            if let Some(part) = self.parts.last_mut() {
+                of(part).push(item);
+            }
+        }
+    }
+}
+
+fn admission_names(gone: &Gone) -> impl Iterator<Item = Name> {
+    gone.admissions.iter().map(|id| Name::of_statement(Kind::ADMISSION, id))
 }
 
 impl View {
@@ -203,7 +251,9 @@ impl View {
             tries: Registers::default(),
             tokens: tokens::Set::default(),
             revocations: tokens::Set::default(),
+            revoked: BTreeSet::new(),
             pending: BTreeSet::new(),
+            usable: Remembered::default(),
             genesis: Arc::new(genesis),
         }
     }
@@ -219,10 +269,13 @@ impl View {
                 Err(error) => merged.refuse("reclaim", &error, error.is_early()),
             }
         }
-        for (item, result) in self.grants.insert_many(&delta.grants) {
+        for (item, result) in self.grants.insert_many(&delta.grants, &self.admissions) {
             match result {
-                Ok(true) => merged.new.grants.push(item.clone()),
-                Ok(false) => {}
+                Ok(Some(gone)) => {
+                    merged.new.grants.push(item.clone());
+                    merged.gone.extend(gone.iter().map(|id| Name::of_statement(Kind::GRANT, id)));
+                }
+                Ok(None) => {}
                 Err(error) => merged.refuse("grant", &error, error.is_early()),
             }
         }
@@ -272,6 +325,17 @@ impl View {
                 Err(error) => merged.refuse("join policy", &error, error.is_early()),
             }
         }
+        let new = &merged.new;
+        let on = [
+            new.admissions.len(),
+            new.removals.len(),
+            new.reclaims.len(),
+            new.grants.len(),
+            new.promises.len(),
+        ];
+        if on.iter().any(|number| *number > 0) {
+            self.usable = Remembered::default();
+        }
         merged
     }
 
@@ -284,7 +348,10 @@ impl View {
             let (mut full, mut removed, mut refused) = (false, false, Merged::default());
             admissions.retain(|item| match self.admissions.insert(item) {
                 Ok(new) => {
-                    merged.new.admissions.extend(new.then(|| (*item).clone()));
+                    if let Some(gone) = new {
+                        merged.new.admissions.push((*item).clone());
+                        merged.gone.extend(admission_names(&gone));
+                    }
                     false
                 }
                 Err(error) => {
@@ -317,14 +384,25 @@ impl View {
 
     /// Adds a removal. `None` when it was there already; else the names of what goes with it.
     fn remove(&mut self, signed: &SignedRemoval) -> Result<Option<Vec<Name>>, NotRemoved> {
-        let Some(subject) = self.admissions.remove(signed)? else { return Ok(None) };
-        let node = subject.node_id();
-        let mut gone = Vec::new();
-        let mut drop = |kind, was_there: bool| gone.extend(was_there.then(|| Name::of_node(kind, &node)));
-        drop(Kind::RECORD, self.records.remove(&node));
-        drop(Kind::TRIES, self.tries.forget(&subject));
-        drop(Kind::POLICY, self.genesis.is_flat() && self.policies.forget(&subject));
-        self.promises.remove(&node);
+        let Some(Removing { subject, gone: others }) = self.admissions.remove(signed)? else {
+            return Ok(None);
+        };
+        if let Some(removal) = self.admissions.removal(&signed.id()) {
+            self.grants.name(&removal.subject, &removal.grants);
+        }
+        let mut gone: Vec<Name> = admission_names(&others).collect();
+        for key in others.nodes.iter().chain([&subject]) {
+            let node = key.node_id();
+            let mut drop = |kind, was_there: bool| gone.extend(was_there.then(|| Name::of_node(kind, &node)));
+            drop(Kind::RECORD, self.records.remove(&node));
+            drop(Kind::TRIES, self.tries.forget(key));
+            drop(Kind::POLICY, self.genesis.is_flat() && self.policies.forget(key));
+            self.promises.remove(&node);
+        }
+        if self.genesis.is_flat() {
+            let tokens = self.tokens.forget(&subject);
+            gone.extend(tokens.iter().map(|id| Name::of_statement(Kind::TOKEN, id)));
+        }
         if !self.grants.is_reclaimed(&subject) {
             self.pending.insert(subject);
         }
@@ -429,6 +507,12 @@ impl View {
     /// The promises of a node about removed nodes.
     pub fn promises_of(&self, node: &NodeId) -> Option<&Promises> {
         self.promises.get(node).map(|entry| &entry.promises)
+    }
+
+    /// [`View::usable`] of one node, remembered until the view changes: it is asked for with every datagram.
+    pub fn usable_remembered(&self, key: &IdentityKey) -> RangeSet {
+        let (known, usable) = self.usable.0.get_or_init(|| (*key, self.usable(key)));
+        if known == key { usable.clone() } else { self.usable(key) }
     }
 
     /// The identity key of a member.

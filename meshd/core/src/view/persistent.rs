@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use mesh_keys::BodyId;
+use mesh_keys::{BodyId, IdentityKey};
 use rpds::RedBlackTreeMapSync;
 
 /// An ordered map.
@@ -93,9 +93,9 @@ impl<K: Ord + Copy> Set<K> {
         self.0.keys()
     }
 
-    /// The lowest that is not below `key`.
-    pub(super) fn at_or_after(&self, key: K) -> Option<&K> {
-        self.0.at_or_after(key).map(|(key, ())| key)
+    /// Those that are not below `key`.
+    pub(super) fn iter_from(&self, key: K) -> impl Iterator<Item = &K> {
+        self.0.0.range(key..).map(|(key, ())| key)
     }
 
     /// Adds all of `other`.
@@ -136,12 +136,21 @@ impl Bounded for (u64, BodyId) {
     const HIGHEST: Self = (u64::MAX, BodyId::HIGHEST);
 }
 
+impl Bounded for (IdentityKey, BodyId) {
+    const LOWEST: Self = (IdentityKey::from_bytes([0; 32]), BodyId::LOWEST);
+    const HIGHEST: Self = (IdentityKey::from_bytes([0xff; 32]), BodyId::HIGHEST);
+}
+
 /// Several values for each key, in order: a set of pairs, so that a key with one value costs no set of its own.
 pub(super) struct Pairs<K: Ord, V: Ord>(Map<(K, V), ()>);
 
 impl<K: Ord + Copy, V: Ord + Copy + Bounded> Pairs<K, V> {
     pub(super) fn insert(&mut self, key: K, value: V) {
         self.0.insert((key, value), ());
+    }
+
+    pub(super) fn remove(&mut self, key: K, value: V) {
+        self.0.remove(&(key, value));
     }
 
     pub(super) fn has(&self, key: &K) -> bool {

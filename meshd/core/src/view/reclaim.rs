@@ -25,9 +25,11 @@
 //!
 //! Lost or restored state means a new identity: a member that forgot its promise would break it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use mesh_keys::{BodyId, Identity, IdentityKey, NodeId, RemovalError, Signed, SignedRemoval};
+use mesh_keys::{
+    BodyId, Identity, IdentityKey, NodeId, RemovalError, Signed, SignedAdmission, SignedRemoval,
+};
 
 use super::{Promise, Promises, Reclaim, View};
 use crate::ranges::RangeSet;
@@ -91,7 +93,8 @@ impl View {
             return Err(CannotRemove::NotAdmin);
         }
         let (subject, heir, keep) = self.prepare_removal(subject, &by)?;
-        Ok(SignedRemoval::issue(self.cluster(), subject, heir, keep, signer)?)
+        let grants = self.grants().worth_naming(&subject);
+        Ok(SignedRemoval::issue_naming(self.cluster(), subject, heir, keep, &grants, signer)?)
     }
 
     /// What a removal of `subject` has to say so that all others stay in: subject, heir and whom it keeps. The heir
@@ -105,16 +108,39 @@ impl View {
         preferred: &IdentityKey,
     ) -> Result<(IdentityKey, IdentityKey, Vec<NodeId>), CannotRemove> {
         let members = self.admissions();
-        // Also a node that is out because of its sponsor: its addresses come back by its own removal only.
-        let key = members
+        // Also a node that is out because of its sponsor: its addresses come back by its own removal only. And one whose
+        // removal keeps nodes that nobody knows: all reclaims wait for these, until another removal does not keep them.
+        let key = self
             .known_key(subject)
-            .filter(|key| !members.is_removed(key))
+            .filter(|key| !members.is_removed(key) || members.awaits_by(key))
             .ok_or(CannotRemove::NoMember(*subject))?;
         let heir = Some(*preferred)
             .filter(|by| *by != key && members.contains(by))
             .or_else(|| members.members().map(|(_, other)| *other).find(|other| *other != key))
             .ok_or(CannotRemove::LastMember)?;
         Ok((key, heir, members.dependants(&key)))
+    }
+
+    /// All nodes that may be removed: that were let in, or own addresses although their admission is gone.
+    pub fn not_removed(&self) -> BTreeMap<NodeId, IdentityKey> {
+        let members = self.admissions();
+        let owners = self.grants().holders().filter(|key| !members.is_removed(key));
+        let owners = owners.map(|key| (key.node_id(), *key));
+        owners.chain(members.not_removed().map(|(id, key)| (*id, *key))).collect()
+    }
+
+    /// The removed among `node` and those who let it in, as far as known here and as `chain` says.
+    pub fn removed_above(&self, node: &IdentityKey, chain: &[SignedAdmission]) -> Vec<IdentityKey> {
+        let members = self.admissions();
+        let known = members.chain(node);
+        let sponsors = known.iter().chain(chain).filter_map(|one| Some(one.decode().ok()?.sponsor));
+        let above: BTreeSet<IdentityKey> = sponsors.chain([*node]).collect();
+        above.into_iter().filter(|key| members.is_removed(key)).collect()
+    }
+
+    fn known_key(&self, node: &NodeId) -> Option<IdentityKey> {
+        let owner = || self.grants().holders().find(|key| key.node_id() == *node).copied();
+        self.admissions().known_key(node).or_else(owner)
     }
 
     /// The promises that `identity` has to make now; `None` when all are made, or it is no member.
@@ -150,10 +176,16 @@ impl View {
         if !news {
             return None;
         }
+        let Some(version) = before.map_or(0, |before| before.version).checked_add(1) else {
+            tracing::error!(
+                "somebody else has signed promises in the name of this node, the last there can be: it needs a new identity"
+            );
+            return None;
+        };
         let promises = Promises {
             cluster: self.cluster(),
             node: me,
-            version: before.map_or(0, |before| before.version) + 1,
+            version,
             sponsored: (self.admissions().highest_serial(&me), self.admissions().count_up_to(&me, u64::MAX)),
             entries,
         };

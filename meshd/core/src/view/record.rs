@@ -1,10 +1,13 @@
 //! What a node says of itself.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv6Net;
 use mesh_keys::{ClusterId, Genesis, IdentityKey, NodeId, Signable, SignedError, WgPublic};
 use serde::{Deserialize, Serialize};
+
+use super::View;
 
 /// A node's own account of itself, signed by itself. Newer versions append fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,7 +24,8 @@ pub struct NodeRecord {
     pub name: String,
     /// Version of its daemon, at most 64 characters.
     pub software: String,
-    /// Chooses the node's IPv6 prefix together with its identity key.
+    /// Always zero: the node's IPv6 prefix follows from its identity key alone. Whoever could choose it would find one
+    /// that makes the prefix that of another node.
     pub salt: u32,
     /// Its mesh address, once it owns one.
     pub mesh_ipv4: Option<Ipv4Addr>,
@@ -115,6 +119,7 @@ impl NodeRecord {
             "mesh_ipv4",
             "outside of the cluster's range",
         )?;
+        field(self.salt == 0, "salt", "not zero: a node does not choose its IPv6 prefix")?;
         field(self.control_port != 0, "control_port", "zero")?;
         field(self.endpoints.len() <= 16, "endpoints", "more than 16 addresses")?;
         field(self.endpoints.iter().all(usable), "endpoints", "an address that no other host can send to")?;
@@ -138,4 +143,40 @@ fn usable(address: &IpAddr) -> bool {
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
     };
     !(unusable || address.is_unspecified() || address.is_loopback() || address.is_multicast())
+}
+
+impl View {
+    /// IPv6 prefixes that several members have, with these. That takes keys made for it: whoever makes some 2^36 of them finds
+    /// one with the prefix of *some* member of thousands.
+    pub fn contested_prefixes(&self) -> BTreeMap<Ipv6Net, BTreeSet<NodeId>> {
+        contested(self.records().map(|(id, record)| (*id, record.ipv6_prefix())))
+    }
+}
+
+fn contested(prefixes: impl Iterator<Item = (NodeId, Ipv6Net)>) -> BTreeMap<Ipv6Net, BTreeSet<NodeId>> {
+    let mut sorted: Vec<(Ipv6Net, NodeId)> = prefixes.map(|(id, prefix)| (prefix, id)).collect();
+    sorted.sort_unstable();
+    let mut contested: BTreeMap<Ipv6Net, BTreeSet<NodeId>> = BTreeMap::new();
+    for pair in sorted.windows(2) {
+        if let [(prefix, one), (same, other)] = pair
+            && prefix == same
+        {
+            contested.entry(*prefix).or_default().extend([*one, *other]);
+        }
+    }
+    contested
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_that_several_nodes_have_are_found() {
+        let id = |n| NodeId::from_bytes([n; 16]);
+        let net = |n: u8| format!("fd00:0:0:{n:x}::/96").parse::<Ipv6Net>().unwrap();
+        let prefixes = [(1, 7), (2, 5), (3, 7), (4, 6), (5, 7)].map(|(node, prefix)| (id(node), net(prefix)));
+        let found = contested(prefixes.into_iter());
+        assert_eq!(found, BTreeMap::from([(net(7), BTreeSet::from([id(1), id(3), id(5)]))]));
+    }
 }

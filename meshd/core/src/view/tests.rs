@@ -1,6 +1,8 @@
 //! The laws of merging, on views made of random statements by a handful of nodes, some of which lie.
 
 mod items;
+mod limits;
+mod parts;
 mod policy;
 mod removal;
 mod tokens;
@@ -330,6 +332,24 @@ fn joined(a: &View, b: &View) -> View {
     joined
 }
 
+/// The same when the two may not know the same removals: what these have made void is refused.
+fn taught(a: &View, b: &View) -> View {
+    let mut taught = a.clone();
+    taught.merge(&b.to_delta());
+    taught
+}
+
+/// With the removals of the others.
+fn aware(view: &View, others: [&View; 2]) -> View {
+    let mut aware = view.clone();
+    for other in others {
+        let mut told = other.to_delta();
+        told = Delta { removals: std::mem::take(&mut told.removals), ..Delta::default() };
+        assert_eq!(aware.merge(&told).refused, Vec::<String>::new());
+    }
+    aware
+}
+
 fn acts() -> impl Strategy<Value = Vec<Act>> {
     proptest::collection::vec(act(), 0..16)
 }
@@ -341,7 +361,10 @@ proptest! {
     fn merging_is_idempotent_commutative_and_associative(
         anchored: bool, a in acts(), b in acts(), c in acts()
     ) {
-        let (a, b, c) = (view_in(anchored, &a), view_in(anchored, &b), view_in(anchored, &c));
+        let (mut a, mut b, mut c) = (view_in(anchored, &a), view_in(anchored, &b), view_in(anchored, &c));
+        if anchored {
+            (a, b, c) = (aware(&a, [&b, &c]), aware(&b, [&a, &c]), aware(&c, [&a, &b]));
+        }
         prop_assert_eq!(&joined(&a, &a), &a);
         let ab = joined(&a, &b);
         prop_assert_eq!(&ab, &joined(&b, &a));
@@ -350,6 +373,28 @@ proptest! {
         prop_assert_eq!(abc.fingerprint(), joined(&c, &joined(&b, &a)).fingerprint());
         prop_assert_eq!(conclusions(&abc), conclusions(&joined(&c, &joined(&b, &a))));
         prop_assert_eq!(conclusions(&abc), conclusions(&joined(&b, &joined(&c, &a))));
+    }
+
+    #[test]
+    fn copies_that_go_on_telling_each_other_become_equal(
+        anchored: bool, acts in proptest::collection::vec(acts(), 4), first in proptest::collection::vec((0..4usize, 0..4usize), 0..8)
+    ) {
+        let mut copies: Vec<View> = acts.iter().map(|acts| view_in(anchored, acts)).collect();
+        for (from, to) in first {
+            copies[to] = taught(&copies[to], &copies[from]);
+        }
+        // Removals get around in as many rounds as there are copies, the rest in as many again.
+        for _ in 0..2 * copies.len() {
+            for to in 0..copies.len() {
+                let from = (to + 1) % copies.len();
+                copies[to] = taught(&copies[to], &copies[from]);
+            }
+        }
+        for copy in &copies[1..] {
+            prop_assert_eq!(copy, &copies[0]);
+            prop_assert_eq!(copy.fingerprint(), copies[0].fingerprint());
+            prop_assert_eq!(conclusions(copy), conclusions(&copies[0]));
+        }
     }
 
     #[test]
@@ -366,11 +411,13 @@ proptest! {
     }
 
     #[test]
-    fn chunks_of_a_view_make_the_view(a in acts(), items in 1usize..5) {
+    fn chunks_of_a_view_make_the_view(a in acts(), items in 1usize..5, bytes in 100usize..2000) {
         let a = view(&a);
         let mut copy = View::new(a.genesis().clone());
-        for part in a.to_delta().chunks(items) {
+        for part in a.to_delta().chunks(items, bytes) {
             prop_assert!((1..=items).contains(&part.len()));
+            let length = postcard::to_allocvec(&part).unwrap().len();
+            prop_assert!(part.len() == 1 || length <= bytes + 10, "{length} bytes");
             prop_assert_eq!(copy.merge(&part).refused, Vec::<String>::new());
         }
         prop_assert_eq!(conclusions(&copy), conclusions(&a));

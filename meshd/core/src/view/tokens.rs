@@ -1,15 +1,15 @@
 //! Tokens: what authorities have handed out for joining, and taken back.
 //!
-//! Two sets that grow only. In a flat cluster the tokens of a node that was removed let nobody in any more; its
-//! revocations count on, as they only ever take away. How often a token was used is read from the admissions, which
+//! Two sets. In a flat cluster the tokens of a node that was removed let nobody in any more, and go; its revocations
+//! count on, as they only ever take away. How often a token was used is read from the admissions, which
 //! name it.
 
 use std::collections::BTreeMap;
 
 use mesh_keys::token::TokenSecret;
 use mesh_keys::{
-    BodyId, JoinMode, Signable, Signed, SignedError, SignedRevocation, SignedToken, StatementError, Token,
-    TokenId,
+    BodyId, IdentityKey, JoinMode, Signable, Signed, SignedError, SignedRevocation, SignedToken,
+    StatementError, Token, TokenId,
 };
 
 use super::items::{is_named, lowest};
@@ -26,6 +26,13 @@ pub(super) struct Set<T: Signable>(BTreeMap<BodyId, (Signed<T>, T)>);
 impl<T: Signable> Default for Set<T> {
     fn default() -> Self {
         Self(BTreeMap::new())
+    }
+}
+
+impl Set<Token> {
+    /// Drops the tokens of `signer`. Their names.
+    pub(super) fn forget(&mut self, signer: &IdentityKey) -> Vec<BodyId> {
+        self.0.extract_if(.., |_, (_, token)| token.signer == *signer).map(|(id, _)| id).collect()
     }
 }
 
@@ -106,7 +113,9 @@ impl View {
         if self.tokens.0.contains_key(&id) {
             return Ok(false);
         }
-        self.heeds(&claimed.signer)?;
+        if !self.heeds(&claimed.signer)? {
+            return Ok(false);
+        }
         let token = signed.check(&self.cluster())?;
         room(&self.tokens)?;
         self.tokens.0.insert(id, (signed.clone(), token));
@@ -118,9 +127,10 @@ impl View {
         if self.revocations.0.contains_key(&id) {
             return Ok(false);
         }
+        self.heeds(&signed.decode()?.signer)?;
         let revocation = signed.check(&self.cluster())?;
-        self.heeds(&revocation.signer)?;
         room(&self.revocations)?;
+        self.revoked.insert(revocation.id);
         self.revocations.0.insert(id, (signed.clone(), revocation));
         Ok(true)
     }
@@ -140,7 +150,7 @@ impl View {
     /// # Errors
     /// [`TokenRefused`] says why not.
     pub fn check_token(&self, token: &Token, now: Option<u64>) -> Result<(), TokenRefused> {
-        if self.revocations.values().any(|revocation| revocation.id == token.id) {
+        if self.revoked.contains(&token.id) {
             return Err(TokenRefused::Revoked);
         }
         if now.ok_or(TokenRefused::NoTime)? >= token.expires {
@@ -174,14 +184,8 @@ impl View {
 }
 
 impl Admissions {
-    /// How many nodes have joined by tokens called `id`.
-    fn let_in_by_token(&self, id: &TokenId) -> usize {
-        let by = JoinMode::Token(*id);
-        self.admitted_nodes().filter(|node| self.modes_of(node).any(|mode| mode == by)).count()
-    }
-
     /// Whether a node may have the secret by which others join: unless it came by a token each time.
-    pub fn knows_join_secret(&self, key: &mesh_keys::IdentityKey) -> bool {
+    pub fn knows_join_secret(&self, key: &IdentityKey) -> bool {
         let mut modes = self.modes_of(key).peekable();
         modes.peek().is_none() || !modes.all(|mode| matches!(mode, JoinMode::Token(_)))
     }

@@ -34,7 +34,7 @@ impl From<SignedError> for InvalidTries {
 impl View {
     pub(super) fn insert_tries(&mut self, signed: &Signed<Tries>) -> Result<bool, InvalidTries> {
         let claimed = signed.decode()?;
-        let (node, order) = (claimed.node, (claimed.window, claimed.total));
+        let (node, order) = (claimed.node, (claimed.total, claimed.window));
         if self.admissions.is_removed(&node) || !self.tries.is_news(&node, order, signed) {
             return Ok(false);
         }

@@ -422,3 +422,30 @@ fn other_networks_of_the_host_change_no_record_and_nothing_in_the_kernel() {
     assert_eq!((sim.node(0).version, sim.hosts[0].kernel.clone(), sim.hosts[0].wrote), before);
     assert_eq!(sim.node(0).status().problems, Vec::<String>::new());
 }
+
+#[test]
+fn a_member_that_asks_on_and_on_gets_a_block_at_a_time_and_leaves_one_for_others() {
+    let mut sim = cluster(47, "10.77.0.0/20", 3);
+    let asker = sim.hosts[2].identity.clone();
+    let owned = |sim: &Sim| sim.node(0).view().unwrap().grants().owned_by(&asker.public()).len() / 256;
+    let ask = |sim: &mut Sim| {
+        for _ in 0..100 {
+            sim.hosts[0].node.as_mut().unwrap().on_grant_ask(asker.node_id());
+        }
+        sim.look(0);
+    };
+    let before = owned(&sim);
+    ask(&mut sim);
+    assert_eq!(owned(&sim), before + 1, "one, however often it asks");
+    for _ in 0..120 {
+        sim.run(5 * SECOND);
+        ask(&mut sim);
+    }
+    let spare = sim.node(0).spare_addresses().len() / 256;
+    assert_eq!(spare, 1, "the last that it can spare is for one that has less");
+    let needy = sim.hosts[1].identity.node_id();
+    sim.hosts[0].node.as_mut().unwrap().on_grant_ask(needy);
+    sim.look(0);
+    assert_eq!(sim.node(0).spare_addresses().len(), 0);
+    sim.check();
+}

@@ -168,6 +168,64 @@ fn a_closed_window_keeps_joiners_out_until_it_is_opened_somewhere() {
 }
 
 #[test]
+fn what_a_member_says_that_is_behind_counts_all_the_same() {
+    let mut sim = cluster(63, 3);
+    meshed(&mut sim, 10 * SECOND);
+    // What the third does not hear of.
+    (0..2).for_each(|host| sim.cut(2, host));
+    for window in [JoinWindow::Closed, JoinWindow::Open, JoinWindow::Closed, JoinWindow::Open] {
+        ask(&mut sim, 0, Request::SetJoinWindow(window)).unwrap();
+    }
+    sim.run(30 * SECOND);
+    ask(&mut sim, 2, Request::SetJoinWindow(JoinWindow::Closed)).unwrap();
+    sim.heal();
+    meshed(&mut sim, 60 * SECOND);
+    for host in 0..3 {
+        assert_eq!(sim.node(host).view().unwrap().join_window(), JoinWindow::Closed, "host{host}");
+    }
+}
+
+#[test]
+fn a_statement_that_would_not_be_in_force_is_refused() {
+    let mut sim = cluster(64, 2);
+    meshed(&mut sim, 10 * SECOND);
+    ask(&mut sim, 0, Request::SetJoinWindow(JoinWindow::Closed)).unwrap();
+    let cluster = sim.node(0).view().unwrap().cluster();
+    let policy = SignedJoinPolicy::issue(cluster, 5, JoinWindow::Open, &sim.hosts[0].identity).unwrap();
+    let late = Delta { policies: vec![policy], ..Delta::default() };
+    let error = ask(&mut sim, 0, Request::Declare(Box::new(late))).unwrap_err();
+    assert_eq!(error.code, ErrorCode::Conflict, "{error}");
+    assert_eq!(sim.node(0).view().unwrap().join_window(), JoinWindow::Closed);
+}
+
+#[test]
+fn who_proves_nothing_is_not_told_which_cluster_this_is() {
+    let mut sim = cluster(65, 2);
+    meshed(&mut sim, 10 * SECOND);
+    let short = sim.node(0).view().unwrap().cluster().short().to_string();
+    let other = sim.add(&[], SimSecret::Key(8));
+    sim.start(other);
+    sim.run(SECOND);
+    sim.kill(other);
+    sim.hosts[other].seeds = vec![0];
+    sim.start(other);
+    let mut refused = 0;
+    for _ in 0..5000 {
+        sim.step();
+        for event in sim.queue.values() {
+            if let Event::Deliver { to, frame, .. } = event
+                && *to == other
+            {
+                let text = String::from_utf8_lossy(frame);
+                assert!(!text.contains(&short), "{text}");
+                refused += usize::from(text.contains("another cluster"));
+            }
+        }
+    }
+    assert!(refused > 0);
+}
+
+#[test]
 fn a_window_with_an_end_closes_by_the_clock_and_is_closed_without_one() {
     let mut sim = cluster(54, 2);
     meshed(&mut sim, 10 * SECOND);

@@ -125,6 +125,89 @@ fn a_disk_that_was_put_back_is_found_out_though_the_host_is_the_same() {
     assert!(has_devices(&sim, 1), "what runs on this host is not cut off");
 }
 
+/// A host with pods, as its disk was a moment before the last of them came.
+fn host_with_an_older_disk(seed: u64) -> (Sim, BTreeMap<StateFile, Vec<u8>>) {
+    let mut sim = cluster(seed, 3);
+    meshed(&mut sim, 10 * SECOND);
+    sim.attach(1, "before").unwrap();
+    let old = sim.hosts[1].disk.clone();
+    sim.attach(1, "later").unwrap();
+    sim.run(SECOND);
+    sim.kill(1);
+    (sim, old)
+}
+
+#[test]
+fn a_disk_of_the_same_start_that_was_put_back_under_running_pods_leases_nothing_until_the_next_boot() {
+    let (mut sim, old) = host_with_an_older_disk(55);
+    sim.hosts[1].disk = old;
+    for starts in 0..4 {
+        sim.start(1);
+        for _ in 0..15 {
+            sim.run(SECOND);
+            let error = sim.attach(1, "pod").unwrap_err();
+            assert!(error.message.contains("put back to an older state"), "start {starts}: {error}");
+        }
+        assert!(has_devices(&sim, 1), "what runs on this host is not cut off");
+        // It goes on writing, and has more writes than the host remembers by then.
+        sim.kill(1);
+    }
+    // The pods end with the boot; a member confirms it then.
+    sim.boot = "second boot";
+    sim.hosts[1].kernel = HostState::default();
+    sim.start(1);
+    sim.run(20 * SECOND);
+    sim.attach(1, "pod").unwrap();
+}
+
+#[test]
+fn one_file_alone_that_was_put_back_is_found_out() {
+    let (mut sim, old) = host_with_an_older_disk(56);
+    sim.hosts[1].disk.insert(StateFile::Leases, old[&StateFile::Leases].clone());
+    sim.start(1);
+    sim.run(15 * SECOND);
+    assert!(sim.attach(1, "pod").unwrap_err().message.contains("older state"));
+}
+
+#[test]
+fn a_crash_after_a_write_and_before_the_host_remembers_it_leaves_no_doubt() {
+    let mut sim = cluster(57, 3);
+    meshed(&mut sim, 10 * SECOND);
+    let mark = sim.hosts[1].last_start;
+    sim.attach(1, "pod").unwrap();
+    assert_ne!(sim.hosts[1].last_start, mark);
+    sim.kill(1);
+    sim.hosts[1].last_start = mark;
+    (0..3).for_each(|other| sim.cut(1, other));
+    sim.start(1);
+    sim.run(SECOND);
+    sim.attach(1, "other").unwrap();
+}
+
+#[test]
+fn what_a_host_remembers_of_another_node_says_nothing() {
+    let (mut sim, old) = host_with_an_older_disk(58);
+    let mark = sim.hosts[0].last_start;
+    (sim.hosts[1].disk, sim.hosts[1].last_start) = (old, mark);
+    sim.start(1);
+    sim.run(SECOND);
+    assert!(sim.attach(1, "pod").unwrap_err().message.contains("confirmed"));
+}
+
+#[test]
+fn what_a_host_remembers_has_one_form() {
+    let node = Identity::from_bytes(&[1; 32]).node_id();
+    let writes = crate::state::Writes { numbers: [1, 2, 3, 4, u64::MAX] };
+    for put_back in [false, true] {
+        let mark = StartMark { node, generation: 7, writes, put_back };
+        let text = mark.to_string();
+        assert_eq!(text.parse(), Ok(mark));
+        for bad in ["", "7", &text[1..], &text[..38], &format!("{text} more"), &text.replace('7', "x")] {
+            assert_eq!(bad.parse::<StartMark>(), Err(NoStartMark), "{bad:?}");
+        }
+    }
+}
+
 #[test]
 fn an_identity_that_has_been_a_member_does_not_join_again() {
     let mut sim = cluster(54, 3);

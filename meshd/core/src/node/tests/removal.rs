@@ -1,7 +1,10 @@
 //! A member is removed.
 
+use mesh_keys::{SignedAdmission, SignedRemoval};
+
 use super::scenarios::{SECOND, cluster, meshed};
 use super::*;
+use crate::message::{Hello, Message, PROTOCOL};
 
 fn remove(sim: &mut Sim, at: usize, subject: NodeId) -> Result<Response, ApiError> {
     let request = sim.request(at, Request::Remove(subject));
@@ -159,4 +162,77 @@ fn a_removal_survives_a_crash_of_who_signed_it() {
     assert!(sim.node(2).is_out());
     assert_eq!(frozen(&sim, 1), 0);
     sim.check();
+}
+
+#[test]
+fn who_is_a_member_again_by_a_late_admission_is_met_again() {
+    let mut sim = cluster(39, 4);
+    meshed(&mut sim, 10 * SECOND);
+    let view = sim.node(0).view().unwrap().clone();
+    let sponsored = |host: usize| view.admissions().dependants(&sim.hosts[host].identity.public());
+    let sponsor = (0..4).find(|host| !sponsored(*host).is_empty()).unwrap();
+    let back = (0..4).find(|host| sponsored(sponsor).contains(&id(&sim, *host))).unwrap();
+    let [at, by] = (0..4).filter(|host| ![sponsor, back].contains(host)).collect::<Vec<_>>()[..] else {
+        panic!("two others")
+    };
+    let (back, signer) = (sim.hosts[back].identity.clone(), sim.hosts[by].identity.clone());
+    let mut keep = sponsored(sponsor);
+    keep.retain(|node| *node != back.node_id());
+    let (subject, heir) = (sim.hosts[sponsor].identity.public(), signer.public());
+    let removal = SignedRemoval::issue(view.cluster(), subject, heir, keep, &signer).unwrap();
+    let again =
+        SignedAdmission::issue(view.cluster(), back.public(), &signer, mesh_keys::JoinMode::KeyFile, 1 << 40);
+    let node = sim.hosts[at].node.as_mut().unwrap();
+    let meets = |node: &Node| node.gossip.as_ref().unwrap().is_member(&back.node_id());
+    assert!(meets(node));
+    let push = |node: &mut Node, delta| {
+        node.on_member_message(SessionId(u64::MAX), signer.node_id(), Message::Push { delta });
+    };
+    push(node, Delta { removals: vec![removal], ..Delta::default() });
+    assert!(!meets(node));
+    push(node, Delta { admissions: vec![again.unwrap()], ..Delta::default() });
+    assert!(node.view().unwrap().admissions().contains(&back.public()));
+    assert!(meets(node));
+}
+
+#[test]
+fn a_greeting_of_who_is_no_member_adds_nothing() {
+    for (removed, code) in [(true, "Removed"), (false, "NotMember")] {
+        let mut sim = cluster(38, 3);
+        meshed(&mut sim, 10 * SECOND);
+        let record = sim.node(2).view().unwrap().signed_record(&id(&sim, 2)).unwrap().clone();
+        let chain = sim.node(2).view().unwrap().admissions().chain(&sim.hosts[2].identity.public());
+        let (zombie, stranger) = (sim.hosts[2].identity.clone(), Identity::from_bytes(&[99; 32]));
+        if removed {
+            sim.kill(2);
+            let gone = zombie.node_id();
+            remove(&mut sim, 0, gone).unwrap();
+            sim.run(SECOND);
+        }
+        let before = sim.node(0).view().unwrap().clone();
+        let cluster = before.cluster();
+        let mode = mesh_keys::JoinMode::KeyFile;
+        let sybil =
+            SignedAdmission::issue(cluster, Identity::from_bytes(&[98; 32]).public(), &zombie, mode, 1 << 50);
+        let chain: Vec<SignedAdmission> = chain.into_iter().chain(sybil).collect();
+        let peer = if removed { zombie.public() } else { stranger.public() };
+        let (_, ours) = MemoryChannel::pair(peer, sim.hosts[0].identity.public(), &[5; 32]);
+        let session = SessionId(1 << 40);
+        let secrets = SessionSecrets::derive(&ours).unwrap();
+        let hello = Hello::Member { protocol: PROTOCOL, cluster, chain, record: Box::new(record) };
+        let node = sim.hosts[0].node.as_mut().unwrap();
+        while !matches!(node.poll_output(), Output::Timeout(_)) {}
+        node.on_session_opened(session, peer, None, address(2), secrets);
+        node.on_frame(session, &Message::Hello(Box::new(hello)).encode());
+        let said: Vec<String> = std::iter::from_fn(|| Some(node.poll_output()))
+            .take_while(|output| !matches!(output, Output::Timeout(_)))
+            .filter_map(|output| match output {
+                Output::Send { frame, .. } => Some(format!("{:?}", Message::decode(&frame).unwrap())),
+                _ => None,
+            })
+            .collect();
+        assert!(said.last().unwrap().contains(code), "{said:?}");
+        assert_eq!(said.iter().any(|message| message.contains("Push")), removed, "and it is shown why");
+        assert_eq!(node.view(), Some(&before));
+    }
 }

@@ -311,7 +311,7 @@ fn an_idle_cluster_writes_nothing_to_disk() {
 fn garbage_on_a_session_closes_it_and_the_mesh_heals() {
     let mut sim = cluster(19, 3);
     meshed(&mut sim, 10 * SECOND);
-    let (session, _) = sim.node(0).sessions.first_key_value().map(|(id, s)| (*id, s.peer)).unwrap();
+    let (session, _) = sim.node(0).sessions.iter().next().map(|(id, s)| (*id, s.peer)).unwrap();
     let refusal = Message::Refuse(Refusal::new(RefusalCode::Protocol, "x".repeat(10_000))).encode();
     for frame in [vec![], vec![0xff; 64], refusal] {
         sim.input(0, Input::SessionFrame { session, frame });
