@@ -108,7 +108,7 @@ mod tests {
 
     fn mark(generation: u64) -> StartMark {
         let writes = Writes { numbers: [generation + 1; 5] };
-        StartMark { node: Identity::from_bytes(&[1; 32]).node_id(), generation, writes, put_back: false }
+        StartMark { node: Identity::from_bytes(&[1; 32]).node_id(), generation, writes, superseded: None }
     }
 
     #[test]

@@ -66,10 +66,10 @@ fn a_container_that_vanished_without_a_del_gives_its_address_back_and_no_other_d
     poll_until("only one port is left", 10 * SECOND, || listed().len() == 1).unwrap();
     // A daemon that dies meanwhile begins its watch anew, and forgets nothing.
     host.kill9_daemon().unwrap();
+    let restarted = Instant::now();
     host.restart_daemon().unwrap();
     host.wait_ready(20 * SECOND).unwrap();
     assert_eq!(status(&host)["attachments"], 3);
-    let restarted = Instant::now();
     poll_until("the lease is released", 150 * SECOND, || status(&host)["attachments"] == 2)
         .unwrap_or_else(|error| panic!("{error:#}\n{}", logs(&lab)));
     let took = restarted.elapsed();

@@ -7,7 +7,7 @@
 //! it stopped, so that an address is not reused while someone still talks to its last owner. That holds across a
 //! restart of the daemon, and of the host: what was leased when the host went down rests from its next start on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -238,9 +238,15 @@ impl Leases {
         addresses.filter_map(|address| Ipv4Net::new(address, prefix).ok()).map(|net| net.trunc()).collect()
     }
 
+    /// The first address of `owned` that the node may have as its own: no pod has it, or had it lately.
+    pub fn first_unused(&self, owned: &RangeSet) -> Option<Ipv4Addr> {
+        let used: BTreeSet<Ipv4Addr> = self.leases.values().map(|lease| lease.ipv4).collect();
+        let unused = |address: &Ipv4Addr| !used.contains(address) && !self.resting.contains_key(address);
+        owned.addresses_from(Ipv4Addr::UNSPECIFIED).find(|address| !odd(*address) && unused(address))
+    }
+
     fn find(&self, owned: &RangeSet, reserved: Ipv4Addr) -> Option<Ipv4Addr> {
-        let used: std::collections::BTreeSet<Ipv4Addr> =
-            self.leases.values().map(|lease| lease.ipv4).collect();
+        let used: BTreeSet<Ipv4Addr> = self.leases.values().map(|lease| lease.ipv4).collect();
         let from =
             self.cursor.and_then(|cursor| u32::from(cursor).checked_add(1)).map_or(reserved, Ipv4Addr::from);
         owned.addresses_from(from).find(|address| {
@@ -252,7 +258,7 @@ impl Leases {
     }
 }
 
-/// The first address of `owned` that a node may have as its own.
+/// The first address of `owned` that a node without pods may have as its own.
 pub fn first_usable(owned: &RangeSet) -> Option<Ipv4Addr> {
     owned.addresses_from(Ipv4Addr::UNSPECIFIED).find(|address| !odd(*address))
 }
@@ -326,6 +332,17 @@ mod tests {
         assert!(leases.lease(&request(3), &owned, own, soon).is_err());
         let later = Time::ZERO + QUARANTINE;
         assert_eq!(leases.lease(&request(3), &owned, own, later).unwrap().ipv4, first);
+    }
+
+    #[test]
+    fn what_a_pod_has_or_had_lately_is_not_for_the_node() {
+        let owned = owned(&["10.32.1.0/24"]);
+        let mut leases = Leases::default();
+        for n in 0..4 {
+            leases.lease(&request(n), &owned, Ipv4Addr::UNSPECIFIED, Time::ZERO).unwrap();
+        }
+        leases.release(&request(2).id, Time::ZERO).unwrap();
+        assert_eq!(leases.first_unused(&owned), Some(Ipv4Addr::new(10, 32, 1, 5)));
     }
 
     #[test]

@@ -181,7 +181,7 @@ impl Net {
             let mut bytes = [0; 32];
             net.rng.fill_bytes(&mut bytes);
             let mut gossip = Gossip::new(shared.ids[me], CLUSTER, 1, bytes, Time::ZERO);
-            gossip.start_with(catalogue.clone());
+            gossip.start_with(catalogue.clone(), nodes);
             for id in &shared.ids {
                 gossip.add_member(*id, 1);
             }

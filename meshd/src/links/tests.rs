@@ -195,7 +195,7 @@ impl End {
     ) -> Self {
         let lane = WgSecret::generate(&mut OsRng);
         let node = identity(number).node_id();
-        let before = StartMark { node, generation: 0, writes: Writes::default(), put_back: false };
+        let before = StartMark { node, generation: 0, writes: Writes::default(), superseded: None };
         let config = Config {
             name: format!("node{number}"),
             cluster_name: "unused".into(),

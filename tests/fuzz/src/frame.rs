@@ -92,6 +92,12 @@ fn schedule(data: &[u8]) {
     }
 }
 
+/// What the founder shares with itself and with the member: computing it takes longer than all the rest.
+static SECRETS: LazyLock<[(NodeId, PairSecret); 2]> = LazyLock::new(|| {
+    [&WORLD.founder, &WORLD.member]
+        .map(|other| (other.node_id(), WORLD.founder.agree(&other.public()).expect("both are keys")))
+});
+
 fn sealer() -> Sealer {
     Sealer::new(&WORLD.group_key, WORLD.member.node_id(), &mut rng())
 }
@@ -101,15 +107,14 @@ fn opener() -> Opener {
         .expect("one key is allowed")
 }
 
-/// For the founder.
+/// From the member, for the founder.
 fn seal(sealer: &mut Sealer, payload: &[u8]) -> Result<Vec<u8>, SealError> {
-    let pair = WORLD.member.agree(&WORLD.founder.public()).expect("both are keys");
-    sealer.seal(&WORLD.founder.node_id(), &pair, payload)
+    let [_, (_, pair)] = &*SECRETS;
+    sealer.seal(&WORLD.founder.node_id(), pair, payload)
 }
 
 fn pair(node: &NodeId) -> Option<PairSecret> {
-    let sender = [&WORLD.founder, &WORLD.member].into_iter().find(|identity| identity.node_id() == *node)?;
-    WORLD.founder.agree(&sender.public())
+    SECRETS.iter().find(|(other, _)| other == node).map(|(_, secret)| secret.clone())
 }
 
 fn resolve(short: &ShortId) -> Option<NodeId> {

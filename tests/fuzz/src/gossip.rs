@@ -55,9 +55,7 @@ fn run(data: &[u8]) {
     let (me, peer) = (WORLD.founder.node_id(), WORLD.member.node_id());
     for proved in [true, false] {
         let mut gossip = Gossip::new(me, shelf.0.cluster(), 1, [7; 32], Time::ZERO);
-        for (name, content) in shelf.0.items().collect::<Vec<_>>() {
-            gossip.insert(name, content);
-        }
+        gossip.start_with(shelf.0.catalogue(), 1);
         gossip.add_member(peer, 1);
         gossip.receive(peer, payload, proved, &mut shelf, Time::ZERO);
         let sent = gossip.take_events();

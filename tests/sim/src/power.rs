@@ -44,24 +44,32 @@ impl World {
 
     /// Starts the daemon of a host with what it would read from disk.
     pub(crate) fn start_from(&mut self, at: usize, stored: Stored) {
-        let now = self.queue.now;
-        let seeds = self.hosts[at].seeds.iter().map(|seed| self.address(*seed)).collect();
         let seed = self.dice.bytes();
-        let (range, max_calls) = (self.range, self.max_calls);
-        let host = &mut self.hosts[at];
+        let node = self.new_node(at, stored, seed);
+        self.run_node(at, node);
+    }
+
+    /// The node of a host, as its daemon makes it when it starts.
+    pub(crate) fn new_node(&self, at: usize, stored: Stored, seed: [u8; 32]) -> Node {
+        let host = &self.hosts[at];
         let plan = Plan {
             host: at,
-            seeds,
+            seeds: host.seeds.iter().map(|seed| self.address(*seed)).collect(),
             secret: host.secret,
             token: host.token.clone(),
             lane: host.disk.lane.clone(),
             boot: format!("boot {at} {}", host.boot),
             previous_start: host.last_start,
-            max_calls,
-            range,
+            max_calls: self.max_calls,
+            range: self.range,
         };
-        let identity = host.disk.identity.clone();
-        let node = Node::new(node::config(&plan), identity, stored, seed, Time::ZERO);
+        Node::new(node::config(&plan), host.disk.identity.clone(), stored, seed, Time::ZERO)
+    }
+
+    /// The daemon of a host runs from now on.
+    pub(crate) fn run_node(&mut self, at: usize, node: Node) {
+        let now = self.queue.now;
+        let host = &mut self.hosts[at];
         host.powered = true;
         host.epoch += 1;
         host.up_since = now;

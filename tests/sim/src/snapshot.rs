@@ -5,16 +5,15 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use mesh_core::leases::first_usable;
-use mesh_core::node::StartMark;
+use mesh_core::node::{Input, StartMark};
 use mesh_core::ranges::RangeSet;
 use mesh_core::state::{StateFile, Stored, StoredGroup, StoredKey, StoredNode, encode_group, encode_node};
-use mesh_core::view::{Delta, Grant, LaneInfo, NodeRecord, View};
+use mesh_core::time::Time;
+use mesh_core::view::{Delta, Grant, NodeRecord, View};
 use mesh_keys::frame::GroupKey;
 use mesh_keys::{BodyId, Genesis, GenesisFields, JoinMode, JoinModes, NodeId, Psk, Signed, SignedAdmission};
 
 use crate::model::SECRET;
-use crate::network::CONTROL_PORT;
-use crate::node::LANE_PORT;
 use crate::world::World;
 
 /// The range of a cluster of thousands, and its blocks.
@@ -35,26 +34,50 @@ impl World {
         for _ in 0..nodes {
             self.add_host(vec![0], SECRET, false);
         }
-        let (view, addresses) = self.common_view()?;
         let keys = self.common_keys(linked);
         let group = StoredGroup { keys: vec![(0, GroupKey::generate(self.dice.rng()))] };
         if nodes > MOST_WITH_TUNNELS {
             self.max_calls = 0;
         }
+        let (mut view, addresses) = self.common_statements()?;
+        let mut starts = Vec::new();
         for (at, address) in addresses.into_iter().enumerate() {
             let node = StoredNode { generation: 2, mesh_ipv4: Some(address) };
             let keys = keys.get(&at).cloned().unwrap_or_default();
-            let stored =
-                Stored { view: Some(view.clone()), node, group: group.clone(), keys, ..Stored::default() };
+            let stored = Stored { node, group: group.clone(), keys, ..Stored::default() };
             let host = &mut self.hosts[at];
             let writes = stored.writes;
-            host.last_start = Some(StartMark { node: host.id(), generation: 1, writes, put_back: false });
+            host.last_start = Some(StartMark { node: host.id(), generation: 1, writes, superseded: None });
             host.disk.files.insert(StateFile::Node, encode_node(&stored.node));
             host.disk.files.insert(StateFile::Group, encode_group(group.clone()));
-            host.disk.view = Some(view.clone());
-            self.start_from(at, stored);
+            starts.push((stored, self.dice.bytes()));
+        }
+        let records = self.records(&view, &starts)?;
+        if let Some(refused) = view.merge(&Delta { records, ..Delta::default() }).refused.into_iter().next() {
+            return Err(refused);
+        }
+        // What is computed of a view is shared by all its copies.
+        view.catalogue();
+        view.contested_prefixes();
+        for (at, (stored, seed)) in starts.into_iter().enumerate() {
+            self.hosts[at].disk.view = Some(view.clone());
+            let node = self.new_node(at, Stored { view: Some(view.clone()), ..stored }, seed);
+            self.run_node(at, node);
         }
         Ok(())
+    }
+
+    /// What each node says of itself as soon as it has started: then it has nothing new to say when it is started with
+    /// that, and all know all from the first moment.
+    fn records(&self, view: &View, starts: &[(Stored, [u8; 32])]) -> Result<Vec<Signed<NodeRecord>>, String> {
+        let record = |(at, (stored, seed)): (usize, &(Stored, [u8; 32]))| {
+            let stored = Stored { view: Some(view.clone()), ..stored.clone() };
+            let mut node = self.new_node(at, stored, *seed);
+            node.handle(Input::Host(self.facts(at)), Time::ZERO);
+            node.view().and_then(|view| view.signed_record(&self.hosts[at].id())).cloned()
+        };
+        let records: Option<_> = starts.iter().enumerate().map(record).collect();
+        records.ok_or_else(|| "a node that says nothing of itself".to_owned())
     }
 
     /// Keys for the tunnels between all and those `linked`, which both ends have installed.
@@ -74,7 +97,8 @@ impl World {
         keys
     }
 
-    fn common_view(&self) -> Result<(View, Vec<Ipv4Addr>), String> {
+    /// Who has let in whom, and who owns what.
+    fn common_statements(&self) -> Result<(View, Vec<Ipv4Addr>), String> {
         let text = |error: &dyn std::fmt::Display| error.to_string();
         let founder = self.hosts.first().ok_or("no hosts")?.disk.identity.clone();
         let mut rng = crate::dice::Dice::new(self.settings.seed, 9);
@@ -86,7 +110,7 @@ impl World {
         let mut addresses = Vec::new();
         let blocks = RANGE.0.subnets(RANGE.1).map_err(|error| text(&error))?;
         for (host, block) in self.hosts.iter().zip(blocks.collect::<Vec<_>>().into_iter().rev()) {
-            let (identity, me) = (&host.disk.identity, host.disk.identity.public());
+            let me = host.disk.identity.public();
             let owned: RangeSet = if host.at == 0 { [RANGE.0] } else { [block] }.into_iter().collect();
             let address = first_usable(&owned).ok_or("a block without addresses")?;
             if host.at > 0 {
@@ -103,22 +127,6 @@ impl World {
                 };
                 delta.grants.push(Signed::sign(&grant, &founder).map_err(|error| text(&error))?);
             }
-            let record = NodeRecord {
-                cluster,
-                node: me,
-                generation: 1,
-                version: 1,
-                name: format!("host{}", host.at),
-                software: "sim".to_owned(),
-                salt: 0,
-                mesh_ipv4: Some(address),
-                control_port: CONTROL_PORT,
-                endpoints: vec![self.network.place(host.at).own],
-                lanes: vec![LaneInfo { index: 0, key: host.disk.lane.public(), port: LANE_PORT }],
-                start: 0,
-                contested: false,
-            };
-            delta.records.push(Signed::sign(&record, identity).map_err(|error| text(&error))?);
             addresses.push(address);
         }
         let mut view = View::new(genesis);

@@ -14,10 +14,6 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use mesh_sim::healing::{self, Outcome};
 use mesh_sim::settings::{Fault, Settings};
 
-/// Known to break P2, and not mended: the copy of a disk leases an address that a pod of the original has, whose daemon was
-/// killed seconds after the copy had started (docs/decisions/0018).
-const OPEN: [u64; 1] = [27];
-
 /// Runs many seeds on two threads, and returns those with breaches, and how often the exception of P2 for copies of a disk
 /// was made use of.
 fn broken(seeds: std::ops::Range<u64>, settings: impl Fn(u64) -> Settings + Sync) -> (Vec<Outcome>, usize) {
@@ -29,10 +25,6 @@ fn broken(seeds: std::ops::Range<u64>, settings: impl Fn(u64) -> Settings + Sync
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= seeds.end {
                 return broken;
-            }
-            if OPEN.contains(&seed) {
-                println!("SKIPPED, an open defect: seed {seed}");
-                continue;
             }
             let outcome = healing::chaos(settings(seed));
             excused.fetch_add(outcome.excused, Ordering::Relaxed);

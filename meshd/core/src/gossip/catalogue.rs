@@ -9,9 +9,12 @@
 //! Names that somebody has chosen to begin alike therefore cost steps, but hide nothing.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+
+use crate::persistent::Map;
 
 /// What an item is. Kinds are never reused.
 ///
@@ -161,18 +164,11 @@ const RANGES: usize = 1 + 16 + 256 + 4096;
 /// Few enough names to be listed rather than to be cut into parts.
 const LISTED: usize = 8;
 
-/// Names and contents of all items of a node, with the sums of ranges.
+/// Names and contents of all items of a node, with the sums of ranges. Cloning takes no time.
 #[derive(Clone, Debug)]
 pub struct Catalogue {
-    names: BTreeMap<Name, Entry>,
-    sums: Box<[u128]>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Entry {
-    content: Content,
-    /// Of name and content.
-    hash: u128,
+    names: Map<Name, Content>,
+    sums: Arc<[u128]>,
 }
 
 /// What to answer to somebody's sums.
@@ -195,7 +191,7 @@ pub struct Exchange {
 
 impl Default for Catalogue {
     fn default() -> Self {
-        Self { names: BTreeMap::new(), sums: vec![0; RANGES].into_boxed_slice() }
+        Self { names: Map::default(), sums: Arc::new([0; RANGES]) }
     }
 }
 
@@ -207,31 +203,37 @@ impl Catalogue {
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.names.is_empty()
+        self.len() == 0
     }
 
     /// The content of an item.
     pub fn get(&self, name: &Name) -> Option<Content> {
-        self.names.get(name).map(|entry| entry.content)
+        self.names.get(name).copied()
     }
 
     /// Notes that an item has this content now, or is gone.
     pub fn set(&mut self, name: Name, content: Option<Content>) {
-        let entry = content.map(|content| Entry { content, hash: hash(&name, content) });
-        let before = match entry {
-            Some(entry) => self.names.insert(name, entry),
-            None => self.names.remove(&name),
-        };
-        let [now, before] = [entry, before].map(|entry| entry.map_or(0, |entry| entry.hash));
+        let before = self.get(&name);
+        if before == content {
+            return;
+        }
+        match content {
+            Some(content) => self.names.insert(name, content),
+            None => _ = self.names.remove(&name),
+        }
+        let [now, before] =
+            [content, before].map(|content| content.map_or(0, |content| hash(&name, content)));
         let change = now.wrapping_sub(before);
+        let sums = Arc::make_mut(&mut self.sums);
         for place in (0..=KEPT).filter_map(|digits| Range::of(&name, digits).place()) {
-            self.sums[place] = self.sums[place].wrapping_add(change);
+            sums[place] = sums[place].wrapping_add(change);
         }
     }
 
     /// The sum of a range.
     pub fn sum(&self, range: Range) -> Sum {
-        let count = || self.in_range(range).fold(0, |sum: u128, (_, entry)| sum.wrapping_add(entry.hash));
+        let add = |sum: u128, (name, content)| sum.wrapping_add(hash(&name, content));
+        let count = || self.in_range(range).fold(0, add);
         Sum(range.place().map_or_else(count, |place| self.sums[place]))
     }
 
@@ -259,8 +261,7 @@ impl Catalogue {
         }
         for range in differing.into_iter().take(most) {
             if self.in_range(range).nth(LISTED).is_none() {
-                let names = self.in_range(range).map(|(name, entry)| (name, entry.content));
-                found.lists.push((range, names.collect()));
+                found.lists.push((range, self.in_range(range).collect()));
             } else {
                 found.sums.extend(range.parts().zip(self.sums_of_parts(range)));
             }
@@ -275,7 +276,7 @@ impl Catalogue {
         let ours = self.in_range(range);
         Exchange {
             give: ours
-                .filter(|(name, entry)| theirs.get(name) != Some(&entry.content))
+                .filter(|(name, content)| theirs.get(name) != Some(content))
                 .map(|(name, _)| name)
                 .collect(),
             take: theirs
@@ -293,19 +294,20 @@ impl Catalogue {
                 *sum = self.sum(part);
             }
         } else {
-            for (name, entry) in self.in_range(range) {
+            for (name, content) in self.in_range(range) {
                 let Sum(sum) = &mut sums[range.part_of(&name)];
-                *sum = sum.wrapping_add(entry.hash);
+                *sum = sum.wrapping_add(hash(&name, content));
             }
         }
         sums
     }
 
-    fn in_range(&self, range: Range) -> impl Iterator<Item = (Name, Entry)> {
-        self.names.range(range.first()..=range.last()).map(|(name, entry)| (*name, *entry))
+    fn in_range(&self, range: Range) -> impl Iterator<Item = (Name, Content)> {
+        self.names.range(range.first()..=range.last()).map(|(name, content)| (*name, *content))
     }
 }
 
+/// Of name and content.
 fn hash(name: &Name, content: Content) -> u128 {
     let hash = Sha256::new()
         .chain_update(b"hauberk item v1\0")

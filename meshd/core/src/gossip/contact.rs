@@ -35,10 +35,20 @@ impl Gossip {
         member.is_some_and(|member| member.reachable && member.heard.is_some())
     }
 
+    /// Whether all members have said something themselves since this node's start.
+    pub fn has_heard_all(&self) -> bool {
+        self.members.iter().all(|member| member.heard.is_some())
+    }
+
     /// Smoothed round-trip time to a member in microseconds, if known; and when it was heard of last.
     pub fn acquaintance(&self, id: &NodeId) -> Option<(Option<u32>, Option<Time>)> {
         let member = &self.members[*self.places.get(id)?];
         Some(((member.rtt > 0).then_some(member.rtt), member.heard))
+    }
+
+    /// One of the members that are thought to be reachable, at random.
+    pub fn pick_reachable(&mut self) -> Option<NodeId> {
+        self.pick(true)
     }
 
     /// One of the members that are thought to be unreachable, at random.

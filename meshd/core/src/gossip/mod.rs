@@ -233,14 +233,12 @@ impl Gossip {
         gossip
     }
 
-    /// Puts an item into the catalogue that the store had from elsewhere: from disk, or from a snapshot.
-    pub fn insert(&mut self, name: Name, content: Content) {
-        self.catalogue.set(name, Some(content));
-    }
-
-    /// Begins with what a snapshot has, all at once.
-    pub fn start_with(&mut self, catalogue: Catalogue) {
+    /// Begins with what the store has already, from disk or from a snapshot; that has so many members.
+    pub fn start_with(&mut self, catalogue: Catalogue, members: usize) {
         self.catalogue = catalogue;
+        self.members.reserve_exact(members);
+        self.reachable.reserve_exact(members);
+        self.probes.reserve(members);
     }
 
     /// Takes an item out of the catalogue: it is no more.

@@ -86,6 +86,11 @@ impl Probes {
         self.next = self.next + PERIOD * (random >> 16) / 65_536;
     }
 
+    /// There will be so many members.
+    pub(super) fn reserve(&mut self, members: usize) {
+        self.order.reserve_exact(members);
+    }
+
     /// A member has come, in the last place; it has its turn at a random moment.
     pub(super) fn add(&mut self, place: usize, random: u32) {
         let at = random as usize % (self.order.len() + 1);

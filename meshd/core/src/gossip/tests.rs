@@ -393,7 +393,7 @@ fn a_tunnel_answers_for_a_member_and_brings_it_back() {
 fn what_is_put_in_counts_and_what_is_taken_out_is_not_told() {
     let mut bench = Bench::new(2);
     let empty = bench.gossip.fingerprint();
-    bench.gossip.insert(fact(1), Content([1; 8]));
+    bench.gossip.catalogue.set(fact(1), Some(Content([1; 8])));
     let one = bench.gossip.fingerprint();
     assert_ne!(one, empty);
     assert!(bench.gossip.rumours.is_empty(), "what was there before is no news");
@@ -422,7 +422,7 @@ fn names_that_begin_alike_reach_a_node_that_lacks_them() {
         for (number, has) in [!number.is_multiple_of(5), number % 9 < 2].into_iter().enumerate() {
             if has || id[3] == 7 {
                 benches[number].keys.items.insert(Name { id, kind: FACT }, id.to_vec());
-                benches[number].gossip.insert(Name { id, kind: FACT }, Content([1; 8]));
+                benches[number].gossip.catalogue.set(Name { id, kind: FACT }, Some(Content([1; 8])));
             }
         }
     }
@@ -456,7 +456,7 @@ fn rich() -> Bench {
         id[2] = high;
         let name = Name { id, kind: FACT };
         bench.keys.items.insert(name, vec![low; 1_000]);
-        bench.gossip.insert(name, Content([low; 8]));
+        bench.gossip.catalogue.set(name, Some(Content([low; 8])));
     }
     bench
 }
@@ -538,7 +538,7 @@ proptest! {
         let mut bench = Bench::new(12);
         for byte in 0..=255 {
             bench.keys.items.insert(fact(byte), vec![byte; 1_100]);
-            bench.gossip.insert(fact(byte), Content([byte; 8]));
+            bench.gossip.catalogue.set(fact(byte), Some(Content([byte; 8])));
         }
         let parts = kinds.iter().map(|(kind, seed)| {
             let number = u32::from(*seed);

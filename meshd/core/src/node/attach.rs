@@ -11,7 +11,7 @@ use crate::api::{
     ApiError, AttachRequest, Attachment, AttachmentId, AttachmentState, ErrorCode, GcReport, GcRequest,
     MacAddr,
 };
-use crate::leases::{Lease, first_usable, ipv6_for};
+use crate::leases::{Lease, ipv6_for};
 use crate::message::Message;
 use crate::ranges::RangeSet;
 use crate::state::StateFile;
@@ -45,7 +45,7 @@ impl Node {
         let Some(view) = &self.view else { return RangeSet::new() };
         let prefix = view.genesis().block_prefix();
         let mut kept = self.leases.blocks_in_use(prefix);
-        let home = self.stored.mesh_ipv4.or_else(|| first_usable(&self.owned()));
+        let home = self.stored.mesh_ipv4.or_else(|| self.leases.first_unused(&self.owned()));
         if let Some(net) = home.and_then(|address| Ipv4Net::new(address, prefix).ok()) {
             kept.insert(net.trunc());
         }
@@ -53,6 +53,24 @@ impl Node {
         frozen.subtract(&self.owned());
         kept.union(&frozen);
         kept
+    }
+
+    /// Keeps one block more where it would soon ask for one itself: a single block that two such nodes ask each other for
+    /// would never come to rest.
+    fn keep_a_reserve(&self, kept: &mut RangeSet) {
+        let reserved = self.stored.mesh_ipv4.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        let mut usable = self.owned();
+        let mut spare = usable.clone();
+        spare.subtract(kept);
+        usable.subtract(&spare);
+        if let Some(view) = &self.view
+            && self.leases.free(&usable, reserved) < LOW_WATER
+            && let Some(first) = spare.nets().first()
+            && let Ok(block) =
+                Ipv4Net::new(first.addr(), view.genesis().block_prefix().max(first.prefix_len()))
+        {
+            kept.insert(block);
+        }
     }
 
     pub(super) fn spare_addresses(&self) -> RangeSet {
@@ -67,7 +85,7 @@ impl Node {
         if self.stored.mesh_ipv4.is_some_and(|address| owned.contains(address)) {
             return;
         }
-        if let Some(address) = first_usable(&owned) {
+        if let Some(address) = self.leases.first_unused(&owned) {
             tracing::info!(%address, "mesh address");
             self.stored.mesh_ipv4 = Some(address);
             self.dirty.insert(StateFile::Node);
@@ -80,20 +98,30 @@ impl Node {
             return;
         }
         self.assign_address();
-        if !self.runs_low() || self.addresses_asked.is_some_and(|at| self.now.since(at) < ASK_EVERY) {
+        if !self.runs_low() {
+            self.asked_in_vain = 0;
             return;
         }
-        let Some(view) = &self.view else { return };
-        let owners = view.grants().owners();
-        // Whoever owns the most is asked; with equals the lowest id.
-        let reachable = owners.iter().map(|(key, owned)| (key.node_id(), owned)).filter(|(peer, _)| {
-            *peer != self.id && self.gossip.as_ref().is_some_and(|gossip| gossip.is_reachable(peer))
-        });
-        let target = reachable.max_by_key(|(peer, owned)| (owned.len(), std::cmp::Reverse(*peer)));
+        if self.addresses_asked.is_some_and(|at| self.now.since(at) < ASK_EVERY) {
+            return;
+        }
         self.addresses_asked = Some(self.now);
-        if let Some((peer, _)) = target
-            && !self.dialer.is_waiting(&peer)
-        {
+        let Some(view) = &self.view else { return };
+        // Who owns one block lives in it.
+        let block = 1u64 << (32 - view.genesis().block_prefix());
+        let owners = view.grants().owners();
+        let mut givers: Vec<(u64, NodeId)> =
+            owners.iter().map(|(key, owned)| (owned.len(), key.node_id())).collect();
+        givers.retain(|(owned, peer)| {
+            let reachable = self.gossip.as_ref().is_some_and(|gossip| gossip.is_reachable(peer));
+            *owned > block && *peer != self.id && reachable
+        });
+        // Whoever owns the most is asked first; but which of its blocks it uses only it knows.
+        givers.sort_unstable_by_key(|(owned, peer)| (std::cmp::Reverse(*owned), *peer));
+        let Some(turn) = self.asked_in_vain.checked_rem(givers.len()) else { return };
+        let (_, peer) = givers[turn];
+        self.asked_in_vain += 1;
+        if !self.dialer.is_waiting(&peer) {
             tracing::debug!(peer = %peer.short(), "asking for addresses");
             self.tell(peer, Message::GrantAsk);
         }
@@ -110,8 +138,8 @@ impl Node {
     }
 
     pub(super) fn on_grant_ask(&mut self, peer: NodeId) {
-        let kept = self.kept_addresses();
-        if self.doubt().is_some() || self.is_out() {
+        let mut kept = self.kept_addresses();
+        if !self.may_give() || self.is_out() {
             return;
         }
         let Some(view) = &self.view else { return };
@@ -128,6 +156,9 @@ impl Node {
         if again || (rich && self.spare_addresses().len() < 2 * block) {
             tracing::debug!(peer = %peer.short(), theirs, "asks for more addresses than it gets");
             return;
+        }
+        if theirs > 0 {
+            self.keep_a_reserve(&mut kept);
         }
         let Some(view) = &mut self.view else { return };
         let Some(grant) = view.grants().grant(&self.identity, key, BLOCKS_PER_REQUEST, &kept) else {

@@ -10,6 +10,9 @@
 //! * until [`PROBATION`] after that it leases, grants and admits nothing: whoever has its identity and runs already
 //!   hears of it in that time.
 //!
+//! Beyond doubt, it gives addresses away only after it has heard all members, or has waited for that for [`HEAR_ALL`]: a
+//! copy on one side of a partition was confirmed there, and does not know what was given away on the other.
+//!
 //! When the host remembers newer writes than its disk has, the disk was put back while the host ran on, with its pods.
 //! What was leased to them since is forgotten, and no other member knows it: that start is *outdated* at once (see
 //! below), and so is each after it until the host's next boot, which ends the pods.
@@ -26,6 +29,9 @@ use std::time::Duration;
 use mesh_keys::NodeId;
 
 use super::{Node, Pending, SessionId};
+use crate::gossip::Gossip;
+use crate::gossip::catalogue::Kind;
+use crate::gossip::wire::Writer;
 use crate::message::Message;
 use crate::state::{StateFile, Writes};
 use crate::time::Time;
@@ -33,6 +39,9 @@ use crate::view::Delta;
 
 /// Time for news of this start to reach everybody, and for the answer to come back.
 pub(super) const PROBATION: Duration = Duration::from_secs(10);
+
+/// So long a start that is beyond doubt waits until it has heard all members, before it gives addresses away.
+pub(super) const HEAR_ALL: Duration = Duration::from_secs(300);
 
 /// Why an outdated node does nothing.
 const OUTDATED: &str = "another host has this node's identity, or its disk was put back to an older state: no address is leased or granted here until the state directory is removed and the node joins anew";
@@ -52,15 +61,43 @@ pub struct StartMark {
     pub generation: u64,
     /// What was durable at the last look. The disk is written first: after an honest crash it has at least that.
     pub writes: Writes,
-    /// The disk was found to be older than that once: the forgotten leases stay forgotten.
-    pub put_back: bool,
+    /// No start may go on from here.
+    pub superseded: Option<Superseded>,
+}
+
+/// Why what is on a disk is not the newest state of a node any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Superseded {
+    /// The disk was found to be older than what the host remembers: the forgotten leases stay forgotten.
+    PutBack,
+    /// Another start of the identity has the right to it.
+    ByAnother,
+}
+
+impl Superseded {
+    const ALL: [Self; 2] = [Self::PutBack, Self::ByAnother];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::PutBack => "put-back",
+            Self::ByAnother => "outdated",
+        }
+    }
+
+    /// Why the node does nothing.
+    fn reason(self) -> &'static str {
+        match self {
+            Self::PutBack => PUT_BACK,
+            Self::ByAnother => OUTDATED,
+        }
+    }
 }
 
 impl std::fmt::Display for StartMark {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} {}", self.node, self.generation)?;
         self.writes.numbers.iter().try_for_each(|number| write!(f, " {number}"))?;
-        f.write_str(if self.put_back { " put-back" } else { "" })
+        self.superseded.map_or(Ok(()), |why| write!(f, " {}", why.word()))
     }
 }
 
@@ -81,15 +118,13 @@ impl std::str::FromStr for StartMark {
         for known in &mut writes.numbers {
             *known = number()?;
         }
-        let put_back = match words.next() {
-            None => false,
-            Some("put-back") => true,
-            Some(_) => return Err(NoStartMark),
-        };
+        let known =
+            |word: &str| Superseded::ALL.into_iter().find(|why| why.word() == word).ok_or(NoStartMark);
+        let superseded = words.next().map(known).transpose()?;
         if words.next().is_some() {
             Err(NoStartMark)
         } else {
-            Ok(Self { node, generation, writes, put_back })
+            Ok(Self { node, generation, writes, superseded })
         }
     }
 }
@@ -104,35 +139,37 @@ pub(super) struct Standing {
     /// Its devices were on this host when it started.
     pub(super) was_here: bool,
     /// When a member first confirmed it.
-    confirmed: Option<Time>,
+    pub(super) confirmed: Option<Time>,
+    /// When it had heard all members.
+    heard_all: Option<Time>,
     /// It has spoken up against another start.
     pub(super) contested: bool,
     /// That has still to be written to disk, and then said.
     unsaid: bool,
-    outdated: bool,
-    /// The disk is older than what this host remembers.
-    put_back: Option<StartMark>,
+    outdated: Option<Superseded>,
 }
 
 impl Standing {
     /// `before` is what the host remembers of this node; `now` what the disk says.
     pub(super) fn new(start: u64, before: Option<StartMark>, now: StartMark, is_member: bool) -> Self {
         let before = before.filter(|before| is_member && before.node == now.node);
-        let put_back = before.filter(|before| before.put_back || now.writes.is_older_than(&before.writes));
+        let older =
+            |before: StartMark| now.writes.is_older_than(&before.writes).then_some(Superseded::PutBack);
+        let outdated = before.and_then(|before| before.superseded.or_else(|| older(before)));
         let next = before.is_some_and(|before| before.generation.checked_add(1) == Some(now.generation));
-        if put_back.is_some() {
-            tracing::error!("{PUT_BACK}");
+        if let Some(why) = outdated {
+            tracing::error!("{}", why.reason());
         }
         Self {
             start,
             // A node that is in no cluster yet has nothing that a copy could have, too.
-            continued: !is_member || (next && put_back.is_none()),
+            continued: !is_member || (next && outdated.is_none()),
             was_here: false,
             confirmed: None,
+            heard_all: None,
             contested: false,
             unsaid: false,
-            outdated: put_back.is_some(),
-            put_back,
+            outdated,
         }
     }
 }
@@ -145,15 +182,13 @@ impl Node {
     /// [`Config::previous_start`]: super::Config::previous_start
     /// [`Input::Persisted`]: super::Input::Persisted
     pub fn start_to_note(&self) -> Option<StartMark> {
-        match self.standing.put_back {
-            Some(before) => Some(StartMark { put_back: true, ..before }),
-            None => self.doubt().is_none().then_some(StartMark {
-                node: self.id,
-                generation: self.stored.generation,
-                writes: self.durable,
-                put_back: false,
-            }),
-        }
+        let superseded = self.standing.outdated;
+        (superseded.is_some() || self.doubt().is_none()).then_some(StartMark {
+            node: self.id,
+            generation: self.stored.generation,
+            writes: self.durable,
+            superseded,
+        })
     }
 
     /// Whether this node may have devices, tunnels and addresses on this host.
@@ -162,7 +197,7 @@ impl Node {
         standing.continued
             || standing.was_here
             || self.is_alone()
-            || (standing.confirmed.is_some() && !standing.outdated)
+            || (standing.confirmed.is_some() && standing.outdated.is_none())
     }
 
     fn is_alone(&self) -> bool {
@@ -171,13 +206,12 @@ impl Node {
 
     /// Whether another start of this identity has the right to it.
     pub(super) fn is_outdated(&self) -> bool {
-        self.standing.outdated
+        self.standing.outdated.is_some()
     }
 
     /// Why it signs nothing any more, if so.
     pub(super) fn outdated(&self) -> Option<&'static str> {
-        let why = if self.standing.put_back.is_some() { PUT_BACK } else { OUTDATED };
-        self.standing.outdated.then_some(why)
+        self.standing.outdated.map(Superseded::reason)
     }
 
     /// Why this node leases, grants and admits nothing at present, if so.
@@ -187,6 +221,21 @@ impl Node {
         }
         let over = self.standing.confirmed.is_some_and(|at| self.now.since(at) >= PROBATION);
         (!self.standing.continued && !over && !self.is_alone()).then_some(UNCONFIRMED)
+    }
+
+    /// Whether this node may give addresses to others.
+    pub(super) fn may_give(&mut self) -> bool {
+        if self.doubt().is_some() {
+            return false;
+        }
+        let standing = &mut self.standing;
+        let Some(confirmed) = standing.confirmed.filter(|_| !standing.continued) else { return true };
+        if standing.heard_all.is_none() && self.gossip.as_ref().is_none_or(Gossip::has_heard_all) {
+            standing.heard_all = Some(self.now);
+        }
+        // What they know comes within moments.
+        standing.heard_all.is_some_and(|at| self.now.since(at) >= PROBATION)
+            || self.now.since(confirmed) >= HEAR_ALL
     }
 
     /// What the status says of it.
@@ -212,6 +261,24 @@ impl Node {
         self.send(session, &Message::YourRecord { generation, start });
     }
 
+    /// A member has started anew, it says: whoever was that member until now hears of it at once, where it was heard last. It
+    /// may still run, and be what the new start was copied from; then it has not long to speak up.
+    pub(super) fn tell_earlier_start(&mut self, member: &NodeId) {
+        let Some(signed) = self.view.as_ref().and_then(|view| view.signed_record(member)).cloned() else {
+            return;
+        };
+        if let Some(address) = self.datagrams.address(member) {
+            let mut writer = Writer::default();
+            if writer.push_item(Kind::RECORD, &signed.to_bytes()) {
+                self.seal_to(*member, address, &writer.take());
+            }
+        }
+        let push = Message::Push { delta: Delta { records: vec![signed], ..Delta::default() } };
+        for session in self.sessions_with(member) {
+            self.send(session, &push);
+        }
+    }
+
     pub(super) fn on_your_record(&mut self, generation: u64, start: u64) {
         let ours = (generation, start) == (self.stored.generation, self.standing.start);
         if ours && self.standing.confirmed.is_none() {
@@ -225,12 +292,12 @@ impl Node {
     pub(super) fn on_copied(&mut self, generation: u64, against_this: bool) {
         let now = self.now;
         let standing = &mut self.standing;
-        if standing.outdated {
+        if standing.outdated.is_some() {
             return;
         }
         let next = generation.max(self.stored.generation).checked_add(1);
         let settled = standing.confirmed.is_some_and(|at| standing.continued || now.since(at) >= PROBATION);
-        let was_first = settled && !standing.contested && !against_this;
+        let was_first = settled && !against_this;
         match next.filter(|_| was_first) {
             Some(next) => {
                 tracing::error!(
@@ -245,7 +312,7 @@ impl Node {
             }
             None => {
                 tracing::error!(theirs = generation, ours = self.stored.generation, "{OUTDATED}");
-                standing.outdated = true;
+                standing.outdated = Some(Superseded::ByAnother);
                 self.stale = true;
             }
         }

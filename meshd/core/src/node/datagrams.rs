@@ -21,9 +21,9 @@ use crate::time::Time;
 /// Starts of members whose datagrams are told from repetitions: more than there are members.
 const MAX_SENDERS: usize = 32_768;
 
-/// Secrets that are kept: more than there are members in most clusters, and fewer than take up much memory in a large
-/// one.
-const MAX_SECRETS: usize = 1024;
+/// Secrets that are kept: more than there are members in most clusters. In a large one a node talks to another one each
+/// time, and computes some ten secrets a second anew, each in some 40 µs.
+const MAX_SECRETS: usize = 256;
 
 /// An address that was silent for this long is not the only one tried.
 const STALE: Duration = Duration::from_secs(10);
@@ -46,7 +46,7 @@ pub(super) struct Datagrams {
     opener: Opener,
     secrets: Secrets,
     contacts: BTreeMap<NodeId, Contact>,
-    unproved: Allowance,
+    unproved: Unproved,
     /// When nodes that were removed were last told so.
     told_removed: Option<Time>,
 }
@@ -89,23 +89,35 @@ struct Contact {
     heard: Time,
     /// Which of its addresses are tried next.
     turn: usize,
-    unproved: Allowance,
 }
 
-/// So many in each second.
-#[derive(Clone, Copy, Debug, Default)]
-struct Allowance {
+impl Contact {
+    fn is_fresh(&self, now: Time) -> bool {
+        self.address.is_some() && now.since(self.heard) < STALE
+    }
+}
+
+/// Datagrams that were answered without proof that they are new, in the second since `since`.
+#[derive(Debug, Default)]
+struct Unproved {
     since: Time,
-    used: u32,
+    of_all: u32,
+    of: BTreeMap<NodeId, u32>,
 }
 
-impl Allowance {
-    fn take(&mut self, most: u32, now: Time) -> bool {
+impl Unproved {
+    /// Whether one of `sender` may be answered.
+    fn take(&mut self, sender: NodeId, now: Time) -> bool {
         if now.since(self.since) >= Duration::from_secs(1) {
-            *self = Self { since: now, used: 0 };
+            *self = Self { since: now, ..Self::default() };
         }
-        self.used += 1;
-        self.used <= most
+        let of_one = self.of.get(&sender).copied().unwrap_or(0);
+        let may = of_one < UNPROVED_OF_ONE && self.of_all < UNPROVED_OF_ALL;
+        if may {
+            self.of_all += 1;
+            self.of.insert(sender, of_one + 1);
+        }
+        may
     }
 }
 
@@ -118,7 +130,7 @@ impl Datagrams {
             opener: Opener::without_keys(me, MAX_SENDERS),
             secrets: Secrets::default(),
             contacts: BTreeMap::new(),
-            unproved: Allowance::default(),
+            unproved: Unproved::default(),
             told_removed: None,
         };
         datagrams.add(stored.keys, me, rng);
@@ -159,6 +171,11 @@ impl Datagrams {
     /// Where a member's datagrams come from.
     pub(super) fn address(&self, node: &NodeId) -> Option<SocketAddr> {
         self.contacts.get(node)?.address
+    }
+
+    /// Whether datagrams have come from a member a moment ago, and so get there.
+    pub(super) fn is_fresh(&self, node: &NodeId, now: Time) -> bool {
+        self.contacts.get(node).is_some_and(|contact| contact.is_fresh(now))
     }
 
     /// Forgets the members that `keep` does not say.
@@ -210,9 +227,9 @@ impl Node {
         let proved = !opened.first_contact
             || wire::read(&opened.payload).flatten().any(|part| gossip.proves(&sender, &part));
         let now = self.now;
-        let contact = self.datagrams.contacts.entry(sender).or_default();
         if proved {
             self.datagrams.opener.accept(&opened);
+            let contact = self.datagrams.contacts.entry(sender).or_default();
             // A member with several addresses may use one and the other; one is enough.
             if contact.address != Some(from) {
                 if contact.address.is_none() || now.since(contact.heard) >= STALE {
@@ -224,9 +241,7 @@ impl Node {
             } else {
                 contact.heard = now;
             }
-        } else if !contact.unproved.take(UNPROVED_OF_ONE, now)
-            || !self.datagrams.unproved.take(UNPROVED_OF_ALL, now)
-        {
+        } else if !self.datagrams.unproved.take(sender, now) {
             return;
         }
         self.gossip_received(sender, &opened.payload, proved);
@@ -287,8 +302,7 @@ impl Node {
     pub(super) fn send_payload(&mut self, to: NodeId, payload: &[u8]) {
         let now = self.now;
         let contact = self.datagrams.contacts.entry(to).or_default();
-        let fresh = contact.address.is_some() && now.since(contact.heard) < STALE;
-        let (address, turn) = (contact.address, contact.turn);
+        let (fresh, address, turn) = (contact.is_fresh(now), contact.address, contact.turn);
         if let Some(address) = address {
             self.seal_to(to, address, payload);
             if fresh {
@@ -313,7 +327,7 @@ impl Node {
         }
     }
 
-    fn seal_to(&mut self, node: NodeId, to: SocketAddr, payload: &[u8]) {
+    pub(super) fn seal_to(&mut self, node: NodeId, to: SocketAddr, payload: &[u8]) {
         let key = self.view.as_ref().and_then(|view| view.admissions().known_key(&node));
         let (Some(sealer), Some(key)) = (&mut self.datagrams.sealer, key) else { return };
         let Some(secret) = self.datagrams.secrets.with(&self.identity, node, &key) else { return };

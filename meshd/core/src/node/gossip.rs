@@ -17,7 +17,7 @@ use crate::gossip::{Gossip, Offered, Store};
 use crate::message::{Message, RefusalCode};
 use crate::state::StateFile;
 use crate::time::Time;
-use crate::view::{Delta, LaneInfo, NodeRecord, View};
+use crate::view::{Delta, LaneInfo, NodeRecord, Promises, View};
 
 /// Most items in one push: checking their signatures takes some 10 ms. More are refused.
 pub(super) const PUSH_ITEMS: usize = 256;
@@ -79,6 +79,8 @@ struct Words {
     asks: Option<u64>,
     /// It knows this version of this node's promises.
     knows: Option<u64>,
+    /// Promises that came, as an item.
+    promises: Option<Vec<u8>>,
 }
 
 /// Items that came before what they rest on, the latest last.
@@ -149,6 +151,7 @@ impl Store for Shelf<'_> {
         }
         if kind == Kind::PROMISES {
             self.words.asks.get_or_insert(0);
+            self.words.promises = Some(item.to_vec());
         }
         let before = self.learned.new.len();
         let offered = self.take(kind, item);
@@ -181,9 +184,7 @@ impl Node {
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
         let mut gossip = Gossip::new(self.id, view.cluster(), self.stored.generation, seed, self.now);
-        for (name, content) in view.items() {
-            gossip.insert(name, content);
-        }
+        gossip.start_with(view.catalogue(), view.records().count());
         for (id, record) in view.records() {
             gossip.add_member(*id, record.generation);
         }
@@ -193,6 +194,11 @@ impl Node {
         let members: Vec<NodeId> = view.records().map(|(id, _)| *id).collect();
         for member in members {
             self.pair_record_changed(&member);
+        }
+        // Of another start it may have heard before it was started itself.
+        let own = self.view.as_ref().and_then(|view| view.record(&self.id));
+        if let Some(record) = own.filter(|record| record.start != self.standing.start).cloned() {
+            self.on_own_record(&record);
         }
     }
 
@@ -296,7 +302,7 @@ impl Node {
                 }
                 self.learned(&merged.new, &merged.gone);
                 if !delta.promises.is_empty() {
-                    self.heed_words(peer, &Words { asks: Some(0), knows: None });
+                    self.heed_words(peer, &Words { asks: Some(0), ..Words::default() });
                 }
             }
             Message::YourRecord { generation, start } => self.on_your_record(generation, start),
@@ -358,7 +364,11 @@ impl Node {
                 if let Some(gossip) = &mut self.gossip
                     && self.view.as_ref().is_some_and(|view| view.record(&id).is_some())
                 {
+                    let before = gossip.life_of(&id).map(|life| life.generation);
                     gossip.add_member(id, record.generation);
+                    if before.is_some_and(|before| before < record.generation) {
+                        self.tell_earlier_start(&id);
+                    }
                 }
                 self.pair_record_changed(&id);
             }
@@ -463,9 +473,12 @@ impl Node {
     /// Tells others what is new here. Promises only concern heirs.
     pub(super) fn spread(&mut self, delta: &Delta) {
         let now = self.now;
-        if let Some(gossip) = &mut self.gossip {
-            for (name, content) in delta.names() {
-                gossip.publish(name, content, now);
+        if let (Some(gossip), Some(view)) = (&mut self.gossip, &self.view) {
+            for (name, _) in delta.names() {
+                // What had to wait for the disk may have been overtaken.
+                if let Some(content) = view.content(&name) {
+                    gossip.publish(name, content, now);
+                }
             }
         }
         if !delta.promises.is_empty() || !delta.removals.is_empty() || !delta.reclaims.is_empty() {
@@ -508,6 +521,13 @@ impl Node {
         // What does not fit into a datagram is sent to those who say that they do not know it.
         let whole = if whole.push_item(own.kind, &item) { whole.take() } else { question.clone() };
         for heir in tell {
+            // Two nodes behind NATs do not reach each other: another member hands it on.
+            if self.session_with(&heir).is_none()
+                && !self.datagrams.is_fresh(&heir, now)
+                && let Some(other) = self.gossip.as_mut().and_then(Gossip::pick_reachable)
+            {
+                self.send_payload(other, &whole);
+            }
             self.send_payload(heir, &whole);
         }
         for heir in ask {
@@ -515,8 +535,29 @@ impl Node {
         }
     }
 
+    /// Hands a member's promises on to those whom they concern, if that is not this node.
+    fn hand_on(&mut self, from: NodeId, promises: &[u8]) {
+        let Some(view) = &self.view else { return };
+        let author = Signed::<Promises>::from_bytes(promises).and_then(|signed| signed.decode());
+        let heirs = view.heirs();
+        // From the author only: so it goes no further than one step, and as often as that one sends it.
+        if heirs.contains(&self.id) || !author.is_ok_and(|author| author.node.node_id() == from) {
+            return;
+        }
+        let mut writer = Writer::default();
+        if writer.push_item(Kind::PROMISES, promises) {
+            let payload = writer.take();
+            for heir in heirs.into_iter().filter(|heir| *heir != from) {
+                self.send_payload(heir, &payload);
+            }
+        }
+    }
+
     /// A member has asked about its promises, or says what it knows of those of this node.
     fn heed_words(&mut self, peer: NodeId, words: &Words) {
+        if let Some(promises) = &words.promises {
+            self.hand_on(peer, promises);
+        }
         let Some(view) = &self.view else { return };
         let now = self.now;
         if let Some(made) = words.asks {

@@ -68,15 +68,18 @@ impl Node {
 
     /// Members that have one IPv6 prefix: nothing is sent to it.
     pub(super) fn prefix_problems(&self) -> Vec<String> {
-        let contested = self.view.as_ref().map(View::contested_prefixes).unwrap_or_default();
-        let describe = |(prefix, nodes): (ipnet::Ipv6Net, std::collections::BTreeSet<mesh_keys::NodeId>)| {
+        let contested = self.view.iter().flat_map(View::contested_prefixes);
+        let describe = |(prefix, nodes): (
+            &ipnet::Ipv6Net,
+            &std::collections::BTreeSet<mesh_keys::NodeId>,
+        )| {
             let nodes: Vec<String> = nodes.iter().map(mesh_keys::NodeId::short).collect();
             format!(
                 "the nodes {} have the same IPv6 prefix {prefix}, which does not happen by chance: none of them can be reached by IPv6 until the others are removed",
                 nodes.join(", ")
             )
         };
-        contested.into_iter().map(describe).collect()
+        contested.map(describe).collect()
     }
 
     /// The answer to an attach when every address is taken.

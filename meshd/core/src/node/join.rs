@@ -633,7 +633,9 @@ impl Node {
             Ok(admission) => delta.admissions.push(admission),
             Err(error) => return self.refuse(session, RefusalCode::Protocol, &error.to_string()),
         }
-        delta.grants.extend(self.first_range(&joiner));
+        if self.may_give() {
+            delta.grants.extend(self.first_range(&joiner));
+        }
         let Some(view) = &mut self.view else { return };
         let merged = view.merge(&delta);
         // A node that could not keep what it was told is let in by the admissions that it has.

@@ -56,7 +56,7 @@ use crate::state::{self, StateFile, Stored, StoredNode, Writes};
 use crate::time::Time;
 use crate::view::{Delta, View};
 
-pub use copies::{NoStartMark, StartMark};
+pub use copies::{NoStartMark, StartMark, Superseded};
 pub use dial::MAX_CALLS;
 pub use vanished::{GONE_FOR, NetnsLook, Remains};
 
@@ -456,6 +456,8 @@ pub struct Node {
     /// When promises that came in are looked at.
     next_settle: Option<Time>,
     addresses_asked: Option<Time>,
+    /// How many members were asked since there were enough.
+    asked_in_vain: usize,
     /// When other members were given addresses last.
     gave: BTreeMap<NodeId, Time>,
 
@@ -529,7 +531,7 @@ impl Node {
             node: me.node_id(),
             generation: stored.node.generation,
             writes: stored.writes,
-            put_back: false,
+            superseded: None,
         };
         let is_member = stored.view.is_some();
         let standing = copies::Standing::new(rng.next_u64(), config.previous_start, disk, is_member);
@@ -563,6 +565,7 @@ impl Node {
             heirs: gossip::Heirs::default(),
             next_settle: None,
             addresses_asked: None,
+            asked_in_vain: 0,
             gave: BTreeMap::new(),
             pending: BTreeMap::new(),
             tickets: 0,

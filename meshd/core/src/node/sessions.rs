@@ -359,6 +359,12 @@ impl Node {
         }
     }
 
+    /// All sessions with a member.
+    pub(super) fn sessions_with(&self, peer: &NodeId) -> Vec<SessionId> {
+        let with_peer = self.sessions.with(peer);
+        with_peer.filter(|(_, session)| matches!(session.phase, Phase::Member)).map(|(id, _)| id).collect()
+    }
+
     /// The session that counts with a member.
     pub(super) fn session_with(&self, peer: &NodeId) -> Option<SessionId> {
         let with_peer = self.sessions.with(peer);

@@ -307,20 +307,16 @@ impl Sim {
     }
 
     fn input(&mut self, at: usize, input: Input) {
-        self.drive(at, input);
-        let noted = self.hosts[at].node.as_ref().and_then(Node::start_to_note);
-        if let Some(mark) = noted {
-            self.hosts[at].last_start = Some((self.boot, mark));
-        }
-    }
-
-    fn drive(&mut self, at: usize, input: Input) {
         let now = self.now;
         let Some(node) = self.hosts[at].node.as_mut() else { return };
         node.handle(input, now);
         let mut answers = VecDeque::new();
         loop {
-            let Some(node) = self.hosts[at].node.as_mut() else { return };
+            let host = &mut self.hosts[at];
+            let Some(node) = host.node.as_mut() else { return };
+            if let Some(mark) = node.start_to_note() {
+                host.last_start = Some((self.boot, mark));
+            }
             match node.poll_output() {
                 Output::Timeout(next) => {
                     if let Some(answer) = answers.pop_front() {

@@ -39,7 +39,7 @@ use mesh_keys::{
 };
 
 use super::items::{is_named, lowest};
-use super::persistent::{Bounded as _, Map, Pairs, Set};
+use crate::persistent::{Bounded as _, Map, Pairs, Set};
 
 /// Most members of a cluster at a time.
 pub(super) const MAX_MEMBERS: usize = 16_384;

@@ -42,7 +42,7 @@ use mesh_keys::{BodyId, ClusterId, Genesis, Identity, IdentityKey, Signed};
 
 use super::admissions::Admissions;
 use super::items::{is_named, lowest};
-use super::persistent::{Map, Pairs, Set};
+use crate::persistent::{Map, Pairs, Set};
 use crate::ranges::RangeSet;
 use lineage::Lineage;
 pub use statements::{Grant, GrantConflict, InvalidGrant, InvalidReclaim, Reclaim};

@@ -7,7 +7,7 @@
 use mesh_keys::{BodyId, IdentityKey, NodeId, Signable, Signed, SignedError};
 
 use super::{Delta, View};
-use crate::gossip::catalogue::{Content, Kind, Name};
+use crate::gossip::catalogue::{Catalogue, Content, Kind, Name};
 
 impl Kind {
     /// An admission.
@@ -90,6 +90,28 @@ impl View {
             .chain(self.tries.ids().map(|(signer, id)| (Kind::TRIES, signer.node_id(), id)))
             .chain(self.policies.ids().map(|(signer, id)| (Kind::POLICY, signer.node_id(), id)));
         statements.chain(said.map(|(kind, node, id)| (Name::of_node(kind, &node), Content::of(&id))))
+    }
+
+    /// The names of all items that all members have. All clones of this view share them, as long as they do not change.
+    pub fn catalogue(&self) -> Catalogue {
+        let collect = || {
+            let mut catalogue = Catalogue::default();
+            self.items().for_each(|(name, content)| catalogue.set(name, Some(content)));
+            catalogue
+        };
+        self.catalogue.0.get_or_init(collect).clone()
+    }
+
+    /// The content of that name at present.
+    pub fn content(&self, name: &Name) -> Option<Content> {
+        let node = NodeId::from_bytes(name.id);
+        let id = match name.kind {
+            Kind::RECORD => self.records.get(&node)?.id,
+            Kind::TRIES => self.tries.signed(&self.admissions.known_key(&node)?)?.id(),
+            Kind::POLICY => self.policies.signed(&self.signer_named(&node)?)?.id(),
+            _ => return self.item(name).map(|_| Content::ONLY),
+        };
+        Some(Content::of(&id))
     }
 
     /// The item of that name, as it is passed on; also promises.

@@ -23,7 +23,6 @@
 mod admissions;
 mod grants;
 mod items;
-mod persistent;
 mod policy;
 mod promises;
 pub mod reclaim;
@@ -32,9 +31,10 @@ mod registers;
 mod tokens;
 mod tries;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
+use ipnet::Ipv6Net;
 use mesh_keys::{
     BodyId, ClusterId, Genesis, IdentityKey, JoinPolicy, NodeId, Revocation, Signable, Signed,
     SignedAdmission, SignedJoinPolicy, SignedRemoval, SignedRevocation, SignedToken, Token, TokenId, Tries,
@@ -42,11 +42,11 @@ use mesh_keys::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::gossip::catalogue::{Kind, Name};
+use crate::gossip::catalogue::{Catalogue, Kind, Name};
+use crate::persistent::Map;
 use crate::ranges::RangeSet;
 use admissions::{Gone, Removing};
 use grants::Change;
-use persistent::Map;
 use registers::Registers;
 
 pub use admissions::{Admissions, NotAdmitted, NotRemoved};
@@ -77,6 +77,10 @@ pub struct View {
     pending: BTreeSet<IdentityKey>,
     /// What somebody may use, until something changes.
     usable: Remembered<(IdentityKey, RangeSet)>,
+    /// The names of all items, until something changes.
+    catalogue: Remembered<Catalogue>,
+    /// The IPv6 prefixes that several members have, until there are others with records.
+    contested: Remembered<BTreeMap<Ipv6Net, BTreeSet<NodeId>>>,
 }
 
 /// What was computed of the rest of a view, and so is equal if that is.
@@ -254,6 +258,8 @@ impl View {
             revoked: BTreeSet::new(),
             pending: BTreeSet::new(),
             usable: Remembered::default(),
+            catalogue: Remembered::default(),
+            contested: Remembered::default(),
             genesis: Arc::new(genesis),
         }
     }
@@ -336,6 +342,9 @@ impl View {
         if on.iter().any(|number| *number > 0) {
             self.usable = Remembered::default();
         }
+        if !new.is_empty() || !merged.gone.is_empty() {
+            self.catalogue = Remembered::default();
+        }
         merged
     }
 
@@ -395,6 +404,7 @@ impl View {
             let node = key.node_id();
             let mut drop = |kind, was_there: bool| gone.extend(was_there.then(|| Name::of_node(kind, &node)));
             drop(Kind::RECORD, self.records.remove(&node));
+            self.contested = Remembered::default();
             drop(Kind::TRIES, self.tries.forget(key));
             drop(Kind::POLICY, self.genesis.is_flat() && self.policies.forget(key));
             self.promises.remove(&node);
@@ -460,6 +470,9 @@ impl View {
         }
         let record = signed.verify(&claimed.node)?;
         record.validate(&self.genesis)?;
+        if !self.records.contains_key(&node) {
+            self.contested = Remembered::default();
+        }
         self.records.insert(node, Entry { id, signed: signed.clone(), record });
         Ok(true)
     }

@@ -148,8 +148,9 @@ fn usable(address: &IpAddr) -> bool {
 impl View {
     /// IPv6 prefixes that several members have, with these. That takes keys made for it: whoever makes some 2^36 of them finds
     /// one with the prefix of *some* member of thousands.
-    pub fn contested_prefixes(&self) -> BTreeMap<Ipv6Net, BTreeSet<NodeId>> {
-        contested(self.records().map(|(id, record)| (*id, record.ipv6_prefix())))
+    pub fn contested_prefixes(&self) -> &BTreeMap<Ipv6Net, BTreeSet<NodeId>> {
+        let prefixes = || self.records().map(|(id, record)| (*id, record.ipv6_prefix()));
+        self.contested.0.get_or_init(|| contested(prefixes()))
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use mesh_core::api::{ApiError, AttachRequest, Attachment, GcRequest, Status, Tombstone};
-use mesh_core::gossip::catalogue::{Content, Kind, Name};
+use mesh_core::gossip::catalogue::{Catalogue, Content, Kind, Name};
 use mesh_core::gossip::liveness::{Life, Statement};
 use mesh_core::gossip::wire::{Part, Writer, read};
 use mesh_core::gossip::{Event, Gossip, Offered, Store};
@@ -196,17 +196,18 @@ fn what_stands_beside_parts_and_items_of_a_newer_version_is_heeded() {
 fn compared(later: u16) -> usize {
     let mut pair = pair();
     for number in 0..500 {
-        let (name, content) = (name(number, Kind::RECORD), Content([1; 8]));
-        for (_, gossip, shelf) in &mut pair {
-            gossip.insert(name, content);
-            shelf.items.insert(name, content);
+        for (_, _, shelf) in &mut pair {
+            shelf.items.insert(name(number, Kind::RECORD), Content([1; 8]));
         }
     }
     let extra = (0..later).map(|number| name(10_000 + number, Kind(11)));
     for name in extra.chain([name(20_000, Kind::GRANT)]) {
-        let (_, newer, shelf) = &mut pair[1];
-        newer.insert(name, Content([2; 8]));
-        shelf.items.insert(name, Content([2; 8]));
+        pair[1].2.items.insert(name, Content([2; 8]));
+    }
+    for (_, gossip, shelf) in &mut pair {
+        let mut catalogue = Catalogue::default();
+        shelf.items.iter().for_each(|(name, content)| catalogue.set(*name, Some(*content)));
+        gossip.start_with(catalogue, 1);
     }
     let mut said = 0;
     let mut now = Time::ZERO;

@@ -449,3 +449,53 @@ fn a_member_that_asks_on_and_on_gets_a_block_at_a_time_and_leaves_one_for_others
     assert_eq!(sim.node(0).spare_addresses().len(), 0);
     sim.check();
 }
+
+/// How many blocks each of the hosts owns.
+fn blocks<const N: usize>(sim: &Sim) -> [usize; N] {
+    let grants = sim.node(0).view().unwrap().grants();
+    let of = |host: usize| grants.owned_by(&sim.hosts[host].identity.public()).len() / 256;
+    std::array::from_fn(|host| usize::try_from(of(host)).unwrap())
+}
+
+#[test]
+fn the_richest_owner_may_give_nothing_and_another_is_asked() {
+    let mut sim = cluster(36, "10.77.0.0/21", 4);
+    let attach = |sim: &mut Sim, at: usize| {
+        (0..240).for_each(|n| drop(sim.attach(at, &format!("pod{n}")).unwrap()));
+        sim.run(10 * SECOND);
+    };
+    attach(&mut sim, 1);
+    assert_eq!(blocks(&sim), [4, 2, 1, 1]);
+    (0..10).for_each(|n| detach(&mut sim, 1, &format!("pod{n}")));
+    sim.run(QUARANTINE + SECOND);
+    // A member is away for good, and the founder's host is rebooted: it waits for that member for a while.
+    sim.kill(3);
+    sim.kill(0);
+    sim.hosts[0].kernel = HostState::default();
+    sim.hosts[0].last_start = None;
+    sim.start(0);
+    sim.run(30 * SECOND);
+    attach(&mut sim, 2);
+    assert_eq!(blocks(&sim), [4, 1, 2, 1]);
+    sim.check();
+}
+
+#[test]
+fn a_last_spare_block_does_not_go_back_and_forth() {
+    let mut sim = cluster(37, "10.77.0.0/22", 3);
+    for at in [1, 0, 2] {
+        (0..240).for_each(|n| drop(sim.attach(at, &format!("pod{n}")).unwrap()));
+    }
+    sim.run(60 * SECOND);
+    let grants = |sim: &Sim| sim.node(0).view().unwrap().to_delta().grants.len();
+    let before = (blocks(&sim), grants(&sim));
+    assert_eq!(before, ([1, 2, 1], 3), "one each at first, and the last to the first that ran low");
+    sim.run(120 * SECOND);
+    assert_eq!((blocks(&sim), grants(&sim)), before);
+    // Who has nothing at all gets it.
+    let newcomer = sim.add(&[0], SimSecret::Key(7));
+    sim.start(newcomer);
+    sim.run_until(30 * SECOND, |sim| sim.node(newcomer).is_ready()).expect("a block for the newcomer");
+    assert_eq!(blocks(&sim), [1, 1, 1, 1]);
+    sim.check();
+}

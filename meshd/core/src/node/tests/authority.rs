@@ -168,6 +168,19 @@ fn a_closed_window_keeps_joiners_out_until_it_is_opened_somewhere() {
 }
 
 #[test]
+fn what_waited_for_the_disk_does_not_hide_what_was_said_later() {
+    let mut sim = cluster(62, 2);
+    meshed(&mut sim, 10 * SECOND);
+    sim.hosts[0].disk_full = true;
+    ask(&mut sim, 0, Request::SetJoinWindow(JoinWindow::Closed)).unwrap_err();
+    sim.hosts[0].disk_full = false;
+    ask(&mut sim, 0, Request::SetJoinWindow(JoinWindow::Open)).unwrap();
+    sim.run(60 * SECOND);
+    assert_eq!(sim.node(0).gossip_fingerprint(), sim.node(1).gossip_fingerprint());
+    assert_eq!(sim.node(1).view().unwrap().join_window(), JoinWindow::Open);
+}
+
+#[test]
 fn what_a_member_says_that_is_behind_counts_all_the_same() {
     let mut sim = cluster(63, 3);
     meshed(&mut sim, 10 * SECOND);

@@ -1,5 +1,6 @@
 //! Disks that were copied or put back.
 
+use super::super::copies::{HEAR_ALL, Superseded};
 use super::scenarios::{SECOND, cluster, meshed};
 use super::*;
 
@@ -36,6 +37,104 @@ fn a_copy_of_a_running_node_gets_nothing_and_the_node_goes_on() {
         let problems = sim.node(1).status().problems;
         assert!(problems.iter().any(|problem| problem.contains("copy of this node's disk")), "{problems:?}");
     }
+}
+
+#[test]
+fn whoever_is_copied_hears_of_it_before_it_can_die() {
+    for seed in 0..8 {
+        let mut sim = cluster(400 + seed, 9);
+        meshed(&mut sim, 20 * SECOND);
+        sim.run(20 * SECOND);
+        sim.attach(1, "pod").unwrap();
+        let copy = copy(&mut sim, 1);
+        sim.start(copy);
+        let copied = |sim: &Sim| sim.node(copy).standing.confirmed.is_some();
+        sim.run_until(10 * SECOND, copied).expect("a member that confirms the copy");
+        let spoken_up = |sim: &Sim| sim.node(1).standing.contested;
+        sim.run_until(SECOND, spoken_up).unwrap_or_else(|| panic!("seed {seed}: it does not know"));
+        sim.run(SECOND);
+        sim.kill(1);
+        sim.run(20 * SECOND);
+        assert!(sim.node(copy).is_outdated() && sim.attach(copy, "pod").is_err(), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_copy_on_one_side_of_a_partition_gives_no_addresses_away() {
+    let mut sim = cluster(420, 4);
+    meshed(&mut sim, 10 * SECOND);
+    sim.run(5 * SECOND);
+    let copy = copy(&mut sim, 0);
+    let newcomer = sim.add(&[copy], SimSecret::Key(7));
+    let here = [2, 3, copy, newcomer];
+    for there in [0, 1] {
+        here.iter().for_each(|host| sim.cut(*host, there));
+    }
+    sim.start(copy);
+    sim.run(30 * SECOND);
+    assert!(sim.node(copy).doubt().is_none(), "it was confirmed on its side");
+    let (founder, joiner) = (sim.hosts[0].identity.public(), sim.hosts[newcomer].identity.public());
+    let owned = |sim: &Sim, by: usize| sim.node(by).view().unwrap().grants().owned_by(&founder).len();
+    let before = owned(&sim, copy);
+    sim.start(newcomer);
+    sim.run(30 * SECOND);
+    assert!(sim.node(copy).view().unwrap().admissions().contains(&joiner));
+    assert_eq!(owned(&sim, copy), before, "the copy has admitted a node, and gave it nothing");
+    sim.heal();
+    sim.run(60 * SECOND);
+    assert!(sim.node(copy).is_outdated() && !sim.node(0).is_outdated());
+    assert!(sim.node(0).view().unwrap().grants().conflicts().is_empty());
+    // Nor does it forget that, when its daemon is started again and reaches nobody.
+    sim.kill(copy);
+    (0..4).for_each(|host| sim.cut(copy, host));
+    sim.cut(copy, newcomer);
+    sim.start(copy);
+    sim.run(30 * SECOND);
+    assert!(sim.node(copy).is_outdated() && !has_devices(&sim, copy) && sim.attach(copy, "pod").is_err());
+}
+
+#[test]
+fn a_copy_that_starts_again_and_again_does_not_outlive_the_node() {
+    let mut sim = cluster(430, 3);
+    meshed(&mut sim, 10 * SECOND);
+    let copy = copy(&mut sim, 1);
+    for round in 0..4 {
+        sim.start(copy);
+        sim.run(20 * SECOND);
+        assert!(sim.node(copy).is_outdated() && sim.attach(copy, "pod").is_err(), "round {round}");
+        let problems = sim.node(1).status().problems;
+        assert!(!sim.node(1).is_outdated(), "round {round}: {problems:?}");
+        sim.attach(1, &format!("pod{round}")).unwrap();
+        sim.kill(copy);
+        // Its host is rebooted.
+        sim.hosts[copy].last_start = None;
+    }
+}
+
+#[test]
+fn a_founder_that_was_rebooted_does_not_wait_for_ever_for_a_member_that_is_no_more() {
+    let mut sim = cluster(421, 3);
+    meshed(&mut sim, 10 * SECOND);
+    sim.kill(2);
+    sim.kill(0);
+    sim.boot = "next boot";
+    sim.hosts[0].kernel = HostState::default();
+    sim.start(0);
+    sim.run(30 * SECOND);
+    let founder = sim.hosts[0].identity.public();
+    let owned = |sim: &Sim| sim.node(0).view().unwrap().grants().owned_by(&founder).len();
+    let before = owned(&sim);
+    let mut join = || {
+        let newcomer = sim.add(&[0], SimSecret::Key(7));
+        sim.start(newcomer);
+        sim.run(10 * SECOND);
+        assert!(sim.node(newcomer).view().is_some());
+        let owned = owned(&sim);
+        sim.run(HEAR_ALL);
+        owned
+    };
+    assert_eq!(join(), before, "not yet");
+    assert!(join() < before);
 }
 
 #[test]
@@ -198,8 +297,8 @@ fn what_a_host_remembers_of_another_node_says_nothing() {
 fn what_a_host_remembers_has_one_form() {
     let node = Identity::from_bytes(&[1; 32]).node_id();
     let writes = crate::state::Writes { numbers: [1, 2, 3, 4, u64::MAX] };
-    for put_back in [false, true] {
-        let mark = StartMark { node, generation: 7, writes, put_back };
+    for superseded in [None, Some(Superseded::PutBack), Some(Superseded::ByAnother)] {
+        let mark = StartMark { node, generation: 7, writes, superseded };
         let text = mark.to_string();
         assert_eq!(text.parse(), Ok(mark));
         for bad in ["", "7", &text[1..], &text[..38], &format!("{text} more"), &text.replace('7', "x")] {

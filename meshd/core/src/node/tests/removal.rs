@@ -59,6 +59,20 @@ fn a_removed_node_has_no_tunnels_and_sessions_any_more_and_knows_it() {
 }
 
 #[test]
+fn who_does_not_reach_the_heir_promises_by_way_of_another() {
+    let mut sim = cluster(38, 4);
+    meshed(&mut sim, 10 * SECOND);
+    let gone = id(&sim, 3);
+    sim.kill(3);
+    sim.cut(0, 2);
+    sim.run(60 * SECOND);
+    remove(&mut sim, 0, gone).unwrap();
+    sim.run(60 * SECOND);
+    (0..3).for_each(|host| assert_eq!(frozen(&sim, host), 0, "host{host}"));
+    sim.check();
+}
+
+#[test]
 fn a_removed_node_does_not_come_back_but_its_host_does_as_a_new_one() {
     let mut sim = cluster(31, 3);
     meshed(&mut sim, 10 * SECOND);

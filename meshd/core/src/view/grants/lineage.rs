@@ -2,7 +2,7 @@
 
 use mesh_keys::IdentityKey;
 
-use crate::view::persistent::Map;
+use crate::persistent::Map;
 
 /// Who is the last of each node's line. Lines join and never part, so a disjoint-set forest answers in a few
 /// steps however long they have grown.

@@ -32,7 +32,7 @@ impl Signable for Grant {
 
 /// The era of a removed node ends: what it still owned goes to the member that signs.
 ///
-/// Whoever signs it knows that no other member will take anything more from that node: see [`super::reclaim`].
+/// Whoever signs it knows that no other member will take anything more from that node: see [`crate::view::reclaim`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reclaim {
     /// The cluster.

@@ -5,44 +5,45 @@
 //! keeps what all of them know once.
 
 use std::fmt;
+use std::ops::RangeBounds;
 
 use mesh_keys::{BodyId, IdentityKey};
 use rpds::RedBlackTreeMapSync;
 
 /// An ordered map.
-pub(super) struct Map<K: Ord, V>(RedBlackTreeMapSync<K, V>);
+pub(crate) struct Map<K: Ord, V>(RedBlackTreeMapSync<K, V>);
 
 impl<K: Ord + Copy, V> Map<K, V> {
-    pub(super) fn get(&self, key: &K) -> Option<&V> {
+    pub(crate) fn get(&self, key: &K) -> Option<&V> {
         self.0.get(key)
     }
 
-    pub(super) fn contains_key(&self, key: &K) -> bool {
+    pub(crate) fn contains_key(&self, key: &K) -> bool {
         self.0.contains_key(key)
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.size()
     }
 
-    pub(super) fn insert(&mut self, key: K, value: V) {
+    pub(crate) fn insert(&mut self, key: K, value: V) {
         self.0.insert_mut(key, value);
     }
 
     /// Whether it was there.
-    pub(super) fn remove(&mut self, key: &K) -> bool {
+    pub(crate) fn remove(&mut self, key: &K) -> bool {
         // Looking first leaves everything shared when it was not.
         self.0.contains_key(key) && self.0.remove_mut(key)
     }
 
-    pub(super) fn get_mut(&mut self, key: &K) -> Option<&mut V>
+    pub(crate) fn get_mut(&mut self, key: &K) -> Option<&mut V>
     where
         V: Clone,
     {
         self.0.get_mut(key)
     }
 
-    pub(super) fn take(&mut self, key: &K) -> Option<V>
+    pub(crate) fn take(&mut self, key: &K) -> Option<V>
     where
         V: Clone,
     {
@@ -51,55 +52,60 @@ impl<K: Ord + Copy, V> Map<K, V> {
         Some(value)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         self.0.iter()
     }
 
-    pub(super) fn keys(&self) -> impl Iterator<Item = &K> {
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &K> {
         self.0.keys()
     }
 
-    pub(super) fn values(&self) -> impl Iterator<Item = &V> {
+    pub(crate) fn values(&self) -> impl Iterator<Item = &V> {
         self.0.values()
     }
 
+    /// The entries whose keys are in `range`, in order.
+    pub(crate) fn range(&self, range: impl RangeBounds<K>) -> impl Iterator<Item = (&K, &V)> {
+        self.0.range(range)
+    }
+
     /// The entry with the lowest key that is not below `key`.
-    pub(super) fn at_or_after(&self, key: K) -> Option<(&K, &V)> {
+    pub(crate) fn at_or_after(&self, key: K) -> Option<(&K, &V)> {
         self.0.range(key..).next()
     }
 }
 
 /// An ordered set.
-pub(super) struct Set<K: Ord>(Map<K, ()>);
+pub(crate) struct Set<K: Ord>(Map<K, ()>);
 
 impl<K: Ord + Copy> Set<K> {
-    pub(super) fn contains(&self, key: &K) -> bool {
+    pub(crate) fn contains(&self, key: &K) -> bool {
         self.0.contains_key(key)
     }
 
-    pub(super) fn insert(&mut self, key: K) {
+    pub(crate) fn insert(&mut self, key: K) {
         self.0.insert(key, ());
     }
 
-    pub(super) fn remove(&mut self, key: &K) {
+    pub(crate) fn remove(&mut self, key: &K) {
         self.0.remove(key);
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.len() == 0
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &K> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &K> {
         self.0.keys()
     }
 
     /// Those that are not below `key`.
-    pub(super) fn iter_from(&self, key: K) -> impl Iterator<Item = &K> {
+    pub(crate) fn iter_from(&self, key: K) -> impl Iterator<Item = &K> {
         self.0.0.range(key..).map(|(key, ())| key)
     }
 
     /// Adds all of `other`.
-    pub(super) fn append(&mut self, mut other: Self) {
+    pub(crate) fn append(&mut self, mut other: Self) {
         // The order of the two does not matter, and the smaller is the one that takes time.
         if other.0.len() > self.0.len() {
             std::mem::swap(self, &mut other);
@@ -121,7 +127,7 @@ impl<K: Ord + Copy> FromIterator<K> for Set<K> {
 }
 
 /// What has a lowest and a highest value.
-pub(super) trait Bounded {
+pub(crate) trait Bounded {
     const LOWEST: Self;
     const HIGHEST: Self;
 }
@@ -142,33 +148,33 @@ impl Bounded for (IdentityKey, BodyId) {
 }
 
 /// Several values for each key, in order: a set of pairs, so that a key with one value costs no set of its own.
-pub(super) struct Pairs<K: Ord, V: Ord>(Map<(K, V), ()>);
+pub(crate) struct Pairs<K: Ord, V: Ord>(Map<(K, V), ()>);
 
 impl<K: Ord + Copy, V: Ord + Copy + Bounded> Pairs<K, V> {
-    pub(super) fn insert(&mut self, key: K, value: V) {
+    pub(crate) fn insert(&mut self, key: K, value: V) {
         self.0.insert((key, value), ());
     }
 
-    pub(super) fn remove(&mut self, key: K, value: V) {
+    pub(crate) fn remove(&mut self, key: K, value: V) {
         self.0.remove(&(key, value));
     }
 
-    pub(super) fn has(&self, key: &K) -> bool {
+    pub(crate) fn has(&self, key: &K) -> bool {
         self.of(key).next().is_some()
     }
 
     /// The values of `key`.
-    pub(super) fn of(&self, key: &K) -> impl DoubleEndedIterator<Item = &V> + use<'_, K, V> {
+    pub(crate) fn of(&self, key: &K) -> impl DoubleEndedIterator<Item = &V> + use<'_, K, V> {
         self.up_to(key, V::HIGHEST)
     }
 
     /// The values of `key` that are not above `highest`.
-    pub(super) fn up_to(&self, key: &K, highest: V) -> impl DoubleEndedIterator<Item = &V> + use<'_, K, V> {
+    pub(crate) fn up_to(&self, key: &K, highest: V) -> impl DoubleEndedIterator<Item = &V> + use<'_, K, V> {
         self.0.0.range((*key, V::LOWEST)..=(*key, highest)).map(|((_, value), ())| value)
     }
 
     /// The keys, each once.
-    pub(super) fn keys(&self) -> impl Iterator<Item = &K> {
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &K> {
         let mut last = None;
         self.0.keys().map(|(key, _)| key).filter(move |key| last.replace(*key) != Some(*key))
     }
