@@ -1,0 +1,236 @@
+//! What one node costs that has thousands of members and hears from all of them: the whole of a process with nothing
+//! else in it.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use mesh_core::api::Backend;
+use mesh_core::gossip::wire::{Part, Writer, read};
+use mesh_core::node::{Config, HostFacts, Input, JoinSecret, LaneConfig, Node, Output};
+use mesh_core::state::{
+    StateFile, Stored, StoredGroup, StoredNode, encode_cluster, encode_group, encode_node,
+};
+use mesh_core::time::Time;
+use mesh_core::view::View;
+use mesh_keys::frame::{GroupKey, Opener, Sealer};
+use mesh_keys::join::JoinKey;
+use mesh_keys::{NodeId, PairSecret, Secret32, WgSecret};
+use rand_chacha::ChaCha20Rng;
+use rand_core::SeedableRng as _;
+
+use crate::cluster::{cluster, identity};
+use crate::resident;
+
+/// Where the process of the one node finds its disk, and how many members there are.
+const DISK: &str = "HAUBERK_TEST_DISK";
+const MEMBERS: &str = "HAUBERK_TEST_MEMBERS";
+
+/// The one node.
+const ME: usize = 1;
+
+/// What one core may take with 5,000 members, in bytes.
+const LIMIT: usize = 64 << 20;
+
+/// How long it is idle.
+const IDLE: Duration = Duration::from_secs(120);
+
+/// Pings that come in, each second: all members probe twice a second, at random.
+const PINGS: u32 = 2;
+
+fn group_key() -> GroupKey {
+    GroupKey::generate(&mut ChaCha20Rng::seed_from_u64(7))
+}
+
+fn address(n: usize) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::new(192, 0, (n >> 8) as u8, n as u8), 6783))
+}
+
+/// Makes the disk, and lets another process be the node.
+fn one_of(members: usize) -> (usize, f64) {
+    let disk = std::env::temp_dir().join(format!("hauberk-one-of-{members}-{}", std::process::id()));
+    std::fs::create_dir_all(&disk).unwrap();
+    let (genesis, delta) = cluster(members);
+    let mut view = View::new(genesis);
+    assert_eq!(view.merge(&delta).refused, Vec::<String>::new());
+    let node = StoredNode { generation: 1, mesh_ipv4: Some(Ipv4Addr::new(10, 0, ME as u8, 1)) };
+    let files = [
+        (StateFile::Cluster, encode_cluster(&view)),
+        (StateFile::Node, encode_node(&node)),
+        (StateFile::Group, encode_group(StoredGroup { keys: vec![(0, group_key())] })),
+    ];
+    for (file, bytes) in files {
+        std::fs::write(disk.join(file.name()), bytes).unwrap();
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "core::the_one_node", "--ignored", "--nocapture"])
+        .env(DISK, &disk)
+        .env(MEMBERS, members.to_string())
+        .output()
+        .unwrap();
+    std::fs::remove_dir_all(&disk).unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let line = text.lines().find_map(|line| line.strip_prefix("one node: ")).expect("its figures");
+    println!("{members} members: {line}");
+    let mut words = line.split_ascii_whitespace();
+    (words.next().unwrap().parse().unwrap(), words.nth(1).unwrap().parse().unwrap())
+}
+
+#[test]
+fn one_core_among_five_thousand_takes_no_more_than_64_mib() {
+    let (bytes, _) = one_of(5_000);
+    assert!(bytes <= LIMIT, "{bytes} bytes");
+}
+
+/// The other members, as far as they are needed. What they take is counted, too.
+struct Others {
+    by_address: BTreeMap<SocketAddr, usize>,
+    group: GroupKey,
+    me: NodeId,
+    sealers: BTreeMap<usize, Sealer>,
+}
+
+impl Others {
+    fn pair(&self, n: usize) -> PairSecret {
+        identity(n).agree(&identity(ME).public()).unwrap()
+    }
+
+    /// A datagram of a member.
+    fn seal(&mut self, n: usize, parts: &[Part]) -> Vec<u8> {
+        let mut writer = Writer::default();
+        assert!(parts.iter().all(|part| writer.push(part)));
+        let (payload, pair) = (writer.take(), self.pair(n));
+        let sealer = self.sealers.entry(n).or_insert_with(|| {
+            Sealer::new(&self.group, identity(n).node_id(), &mut ChaCha20Rng::seed_from_u64(n as u64))
+        });
+        sealer.seal(&self.me, &pair, &payload).unwrap()
+    }
+
+    /// The answer of the member that a datagram goes to.
+    fn answer(&mut self, to: SocketAddr, bytes: &[u8]) -> Option<(SocketAddr, Vec<u8>)> {
+        let n = *self.by_address.get(&to)?;
+        let node = identity(n).node_id();
+        let mut opener = Opener::new(node, std::slice::from_ref(&self.group), 1).unwrap();
+        let opened = opener.open(bytes, |_| Some(self.me), |_| Some(self.pair(n))).unwrap();
+        let acks: Vec<Part> = read(&opened.payload)
+            .filter_map(|part| {
+                if let Part::Ping { number } = part.unwrap() { Some(Part::Ack { number }) } else { None }
+            })
+            .collect();
+        (!acks.is_empty()).then(|| (to, self.seal(n, &acks)))
+    }
+}
+
+/// Handles what comes in; the datagrams that go out, and when the node wants to be woken.
+fn handle(
+    node: &mut Node,
+    input: Input,
+    now: Time,
+    busy: &mut Duration,
+) -> (Vec<(SocketAddr, Vec<u8>)>, Time) {
+    let mut sent = Vec::new();
+    let mut inputs = vec![input];
+    loop {
+        let begun = Instant::now();
+        if let Some(input) = inputs.pop() {
+            node.handle(input, now);
+        }
+        let output = node.poll_output();
+        *busy += begun.elapsed();
+        match output {
+            Output::Timeout(next) if inputs.is_empty() => return (sent, next),
+            Output::Datagram { to, bytes } => sent.push((to, bytes)),
+            Output::Persist { ticket, .. } => inputs.push(Input::Persisted(ticket)),
+            Output::Dial { target } => {
+                inputs.push(Input::DialFailed { target, reason: "no sessions here".to_owned() });
+            }
+            Output::Refuse { reason } => panic!("{reason}"),
+            Output::Timeout(_)
+            | Output::Send { .. }
+            | Output::Trust { .. }
+            | Output::Close { .. }
+            | Output::Desired { .. }
+            | Output::Reply(..) => {}
+        }
+    }
+}
+
+#[test]
+#[ignore = "the other process of the test above"]
+fn the_one_node() {
+    let disk = std::path::PathBuf::from(std::env::var_os(DISK).expect("a disk"));
+    let members: usize = std::env::var(MEMBERS).expect("how many members").parse().unwrap();
+    let files = [StateFile::Cluster, StateFile::Node, StateFile::Group];
+    let files = files.map(|file| (file, std::fs::read(disk.join(file.name())).unwrap()));
+    let stored = Stored::decode(&BTreeMap::from(files)).unwrap();
+    let config = Config {
+        name: "one".into(),
+        cluster_name: "memory".into(),
+        ipv4_range: "10.0.0.0/8".parse().unwrap(),
+        block_prefix: 24,
+        secret: JoinSecret::Key(JoinKey::from_secret(Secret32::from_bytes([1; 32]))),
+        seeds: Vec::new(),
+        advertise: Vec::new(),
+        control_port: 6783,
+        // No tunnels: this is about membership.
+        max_calls: 0,
+        lanes: vec![LaneConfig::new(0, "meshwg0", 6784, WgSecret::from_bytes(&[9; 32]))],
+        mtu: None,
+        software: "test".into(),
+        boot: "boot".into(),
+        previous_start: None,
+        admin_keys: Vec::new(),
+        backend: (Backend::Userspace, "none".into()),
+    };
+    let mut others = Others {
+        by_address: (0..members).filter(|n| *n != ME).map(|n| (address(n), n)).collect(),
+        group: group_key(),
+        me: identity(ME).node_id(),
+        sealers: BTreeMap::new(),
+    };
+    let mut busy = Duration::ZERO;
+    let mut now = Time::ZERO;
+    let begun = Instant::now();
+    let mut node = Node::new(config, identity(ME), stored, [5; 32], now);
+    let facts =
+        HostFacts { addresses: vec![IpAddr::V4(Ipv4Addr::new(192, 0, 0, ME as u8))], ..HostFacts::default() };
+    let (mut sent, mut next) = handle(&mut node, Input::Host(facts), now, &mut busy);
+    let started = begun.elapsed();
+    let mut arrivals: Vec<(SocketAddr, Vec<u8>)> = Vec::new();
+    // At first everybody says something once.
+    for n in (0..members).filter(|n| *n != ME) {
+        arrivals.push((address(n), others.seal(n, &[Part::Ping { number: n as u32 }])));
+    }
+    let (mut heard, mut datagrams, mut idle_since) = (0, 0, now);
+    let mut next_pings = now;
+    while now < Time::ZERO + IDLE {
+        for (to, bytes) in std::mem::take(&mut sent) {
+            datagrams += 1;
+            arrivals.extend(others.answer(to, &bytes));
+        }
+        if let Some((from, bytes)) = arrivals.pop() {
+            (sent, next) = handle(&mut node, Input::Datagram { from, bytes }, now, &mut busy);
+            heard += 1;
+            if arrivals.is_empty() && sent.is_empty() && idle_since == Time::ZERO {
+                (busy, idle_since, datagrams) = (Duration::ZERO, now, 0);
+            }
+            continue;
+        }
+        now = next.max(now).min(next_pings);
+        if now >= next_pings {
+            next_pings = now + Duration::from_secs(1) / PINGS;
+            let n = 2 + heard * 7919 % (members - 2);
+            arrivals.push((address(n), others.seal(n, &[Part::Ping { number: 1 }])));
+        }
+        (sent, next) = handle(&mut node, Input::Tick, now, &mut busy);
+    }
+    let idle = now.since(idle_since);
+    println!(
+        "one node: {} bytes, {:.3} % of a processor when idle ({datagrams} datagrams sent in {idle:?}); started in {started:?}; \
+         {heard} datagrams received",
+        resident(),
+        100.0 * busy.as_secs_f64() / idle.as_secs_f64(),
+    );
+}
