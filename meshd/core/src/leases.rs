@@ -258,11 +258,6 @@ impl Leases {
     }
 }
 
-/// The first address of `owned` that a node without pods may have as its own.
-pub fn first_usable(owned: &RangeSet) -> Option<Ipv4Addr> {
-    owned.addresses_from(Ipv4Addr::UNSPECIFIED).find(|address| !odd(*address))
-}
-
 fn odd(address: Ipv4Addr) -> bool {
     matches!(address.octets()[3], 0 | 255)
 }
@@ -304,7 +299,7 @@ mod tests {
     #[test]
     fn every_address_is_given_once_and_then_there_is_none() {
         let owned = owned(&["10.0.0.0/24"]);
-        let own = first_usable(&owned).unwrap();
+        let own = Leases::default().first_unused(&owned).unwrap();
         let mut leases = Leases::default();
         let mut seen = std::collections::BTreeSet::from([own]);
         for n in 0..253 {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use mesh_core::leases::first_usable;
+use mesh_core::leases::Leases;
 use mesh_core::node::{Input, StartMark};
 use mesh_core::ranges::RangeSet;
 use mesh_core::state::{StateFile, Stored, StoredGroup, StoredKey, StoredNode, encode_group, encode_node};
@@ -112,7 +112,7 @@ impl World {
         for (host, block) in self.hosts.iter().zip(blocks.collect::<Vec<_>>().into_iter().rev()) {
             let me = host.disk.identity.public();
             let owned: RangeSet = if host.at == 0 { [RANGE.0] } else { [block] }.into_iter().collect();
-            let address = first_usable(&owned).ok_or("a block without addresses")?;
+            let address = Leases::default().first_unused(&owned).ok_or("a block without addresses")?;
             if host.at > 0 {
                 let serial = 1 << 32 | host.at as u64;
                 let admission = SignedAdmission::issue(cluster, me, &founder, JoinMode::KeyFile, serial);

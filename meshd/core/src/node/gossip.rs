@@ -42,6 +42,9 @@ const ASK_HEIRS: Duration = Duration::from_secs(300);
 /// Promises that are too long for a datagram are sent again after this time at the earliest.
 const PUSH_AGAIN: Duration = Duration::from_secs(10);
 
+/// Heirs to which promises are handed on at a time.
+const HANDED_ON: usize = 8;
+
 /// Members that an heir has tell it long promises in a second, each in a control session.
 const MAX_LONG: u32 = 20;
 
@@ -547,8 +550,9 @@ impl Node {
         let mut writer = Writer::default();
         if writer.push_item(Kind::PROMISES, promises) {
             let payload = writer.take();
-            for heir in heirs.into_iter().filter(|heir| *heir != from) {
-                self.send_payload(heir, &payload);
+            let start = self.rng.next_u32() as usize % heirs.len().max(1);
+            for heir in heirs.iter().cycle().skip(start).take(HANDED_ON.min(heirs.len())) {
+                self.send_payload(*heir, &payload);
             }
         }
     }
