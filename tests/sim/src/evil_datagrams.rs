@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use mesh_core::gossip::catalogue::{Content, Kind, Name, Range, Sum};
 use mesh_core::gossip::liveness::{Bundle, Life, Statement};
 use mesh_core::gossip::wire::{Part, Writer};
-use mesh_core::node::SessionId;
 use mesh_core::view::View;
 use mesh_keys::frame::{KIND, MAX_DATAGRAM, Sealer};
 use mesh_keys::{NodeId, Signable, Signed};
@@ -125,10 +124,6 @@ impl Adversary for Impostor {
         "impostor"
     }
 
-    fn act(&mut self, _me: &Insider<'_>, _dice: &mut Dice) -> Vec<(SessionId, Vec<u8>)> {
-        Vec::new()
-    }
-
     fn datagrams(&mut self, me: &Insider<'_>, dice: &mut Dice) -> Letters {
         let Some(key) = me.group else { return Vec::new() };
         let (ids, addresses) = others(me);
@@ -157,10 +152,6 @@ pub struct Accuser {
 impl Adversary for Accuser {
     fn name(&self) -> &'static str {
         "accuser"
-    }
-
-    fn act(&mut self, _me: &Insider<'_>, _dice: &mut Dice) -> Vec<(SessionId, Vec<u8>)> {
-        Vec::new()
     }
 
     fn datagrams(&mut self, me: &Insider<'_>, dice: &mut Dice) -> Letters {
@@ -195,10 +186,6 @@ pub struct Babbler {
 impl Adversary for Babbler {
     fn name(&self) -> &'static str {
         "babbler"
-    }
-
-    fn act(&mut self, _me: &Insider<'_>, _dice: &mut Dice) -> Vec<(SessionId, Vec<u8>)> {
-        Vec::new()
     }
 
     fn datagrams(&mut self, me: &Insider<'_>, dice: &mut Dice) -> Letters {
@@ -296,10 +283,6 @@ impl Adversary for Echo {
             self.count += 1;
             self.heard[HEARD / 2 + self.count % (HEARD / 2)] = datagram.to_vec();
         }
-    }
-
-    fn act(&mut self, _me: &Insider<'_>, _dice: &mut Dice) -> Vec<(SessionId, Vec<u8>)> {
-        Vec::new()
     }
 
     fn datagrams(&mut self, me: &Insider<'_>, dice: &mut Dice) -> Letters {

@@ -81,6 +81,21 @@ pub struct Figures {
     pub breaches: usize,
 }
 
+impl Figures {
+    /// Whether that one was taken.
+    pub fn has(&self, figure: Figure) -> bool {
+        match figure {
+            Figure::Record => self.record_to_all_p99.is_some(),
+            Figure::Peace => self.bytes_per_node.is_some(),
+            Figure::Crash => self.crash_known.is_some(),
+            Figure::Split => self.heal.is_some(),
+            Figure::Doubt => self.false_unreachable.is_some(),
+            Figure::Join => self.join_p99.is_some(),
+            Figure::Removal => self.removal_p99.is_some(),
+        }
+    }
+}
+
 /// What taking them has cost on this machine; not the same in two runs.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Costs {

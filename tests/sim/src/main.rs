@@ -181,7 +181,12 @@ fn figures(arguments: &Arguments) -> bool {
         println!("{:<40} {}", "breaches", figures.breaches);
         println!("{:<40} {wall:.1} s", "wall time");
     }
-    figures.breaches == 0
+    let missing: Vec<&str> =
+        which.iter().filter(|figure| !figures.has(**figure)).map(|figure| figure.name()).collect();
+    if !missing.is_empty() {
+        eprintln!("error: not reached in the time that there is for it: {}", missing.join(", "));
+    }
+    figures.breaches == 0 && missing.is_empty()
 }
 
 fn chaos(arguments: &Arguments) -> bool {

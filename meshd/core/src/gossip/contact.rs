@@ -62,15 +62,21 @@ impl Gossip {
         if !self.is_member(&id) {
             return;
         }
+        let number = self.greeting(id);
+        let mut writer = Writer::default();
+        writer.push(&Part::Ping { number });
+        writer.push(&Part::Sums(vec![(Range::ALL, self.fingerprint())]));
+        self.send(id, &mut writer);
+    }
+
+    /// The number of a ping whose answer proves that the member speaks now.
+    pub(super) fn greeting(&mut self, id: NodeId) -> u32 {
         let number = self.rng.next_u32();
         if self.greetings.len() >= GREETINGS {
             self.greetings.pop_front();
         }
         self.greetings.push_back((number, id));
-        let mut writer = Writer::default();
-        writer.push(&Part::Ping { number });
-        writer.push(&Part::Sums(vec![(Range::ALL, self.fingerprint())]));
-        self.send(id, &mut writer);
+        number
     }
 
     /// Whether `part` is the answer of `from` to a ping of this node, and so was not sent before that.

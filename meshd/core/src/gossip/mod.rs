@@ -397,6 +397,11 @@ impl Gossip {
         // One is kept for what is in the writer at the end.
         self.budget = ANSWERS - 1;
         let mut reply = Reply::default();
+        if !proved {
+            // In front: of what is answered to that, only the first datagram is sent.
+            let number = self.greeting(from);
+            reply.writer.push(&Part::Ping { number });
+        }
         if proved && !self.members[place].reachable {
             self.set_reachable(from, true);
             // Where there was a partition there is much to tell; and it should know that it stands accused.

@@ -389,6 +389,31 @@ fn a_tunnel_answers_for_a_member_and_brings_it_back() {
     }
 }
 
+/// The first datagram of a member's start may be a repetition, and gets one datagram in answer.
+#[test]
+fn the_first_answer_to_what_may_be_a_repetition_asks_for_proof() {
+    let mut bench = Bench::new(3);
+    let peer = bench.keys.identities[1].node_id();
+    let mut writer = Writer::default();
+    writer.push(&Part::Ping { number: 77 });
+    let payload = writer.take();
+    bench.gossip.receive(peer, &payload, false, &mut bench.keys, bench.now);
+    let events = bench.gossip.take_events();
+    let sent = sent(&events);
+    let (to, parts) = sent.first().unwrap();
+    let [Part::Ping { number }, Part::Ack { number: 77 }] = parts[..] else { panic!("{parts:?}") };
+    assert_eq!(*to, peer);
+    assert!(bench.gossip.proves(&peer, &Part::Ack { number }));
+    assert!(!bench.gossip.proves(&peer, &Part::Ack { number: number.wrapping_add(1) }));
+    assert!(!bench.gossip.proves(&bench.keys.identities[2].node_id(), &Part::Ack { number }));
+    bench.gossip.receive(peer, &payload, true, &mut bench.keys, bench.now);
+    assert!(!sent_pings(&bench.gossip.take_events()), "it has proved that already");
+}
+
+fn sent_pings(events: &[Event]) -> bool {
+    sent(events).iter().flat_map(|(_, parts)| parts).any(|part| matches!(part, Part::Ping { .. }))
+}
+
 #[test]
 fn what_is_put_in_counts_and_what_is_taken_out_is_not_told() {
     let mut bench = Bench::new(2);

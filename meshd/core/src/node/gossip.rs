@@ -225,9 +225,6 @@ impl Node {
     pub(super) fn gossip_received(&mut self, from: NodeId, payload: &[u8], proved: bool) {
         let words = self.with_gossip(|gossip, shelf, now| {
             gossip.receive(from, payload, proved, shelf, now);
-            if !proved {
-                gossip.greet(from);
-            }
         });
         if proved {
             self.heed_words(from, &words);
