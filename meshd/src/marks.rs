@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     fn mark(generation: u64) -> StartMark {
-        let writes = Writes { numbers: [generation + 1; 5] };
+        let writes = Writes { numbers: [generation + 1; 6] };
         StartMark { node: Identity::from_bytes(&[1; 32]).node_id(), generation, writes, superseded: None }
     }
 

@@ -1,15 +1,19 @@
 //! What a node keeps on disk, and its form.
 //!
-//! One file each, replaced as a whole. Layout: the line `hauberk-state-1 NAME`, the hexadecimal SHA-256 of the
+//! One file each, replaced as a whole. Layout: the line `hauberk-state-VERSION NAME`, the hexadecimal SHA-256 of the
 //! rest, a line feed, then postcard, then 16 bytes with the number of the write ([`Writes`]). A file that does not match
 //! its hash is refused, never half believed.
+//!
+//! The view of a large cluster has megabytes. It is written as a whole now and then ([`StateFile::Cluster`]), and in between
+//! what was merged since ([`StateFile::Changes`]). Which of the two is written first does not matter: merging again what is
+//! there changes nothing.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use mesh_keys::frame::GroupKey;
 use mesh_keys::secret::Secret32;
-use mesh_keys::{Genesis, NodeId, Psk, WgPublic};
+use mesh_keys::{ClusterId, Genesis, NodeId, Psk, WgPublic};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -33,11 +37,14 @@ pub enum StateFile {
     Keys,
     /// The keys of the group. Secret.
     Group,
+    /// What was merged with the view since that was written as a whole.
+    Changes,
 }
 
 impl StateFile {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Cluster, Self::Node, Self::Leases, Self::Keys, Self::Group];
+    pub const ALL: [Self; 6] =
+        [Self::Cluster, Self::Node, Self::Leases, Self::Keys, Self::Group, Self::Changes];
 
     /// Name of the file below the state directory.
     pub fn name(self) -> &'static str {
@@ -47,6 +54,7 @@ impl StateFile {
             Self::Leases => "leases.state",
             Self::Keys => "keys.state",
             Self::Group => "group.state",
+            Self::Changes => "changes.state",
         }
     }
 }
@@ -204,7 +212,21 @@ impl Stored {
                     if let Some(refused) = view.merge(&delta).refused.into_iter().next() {
                         return Err(unusable(refused));
                     }
+                    view.drop_news(view.merged_so_far());
                     stored.view = Some(view);
+                }
+                // Comes after the file of the cluster.
+                StateFile::Changes => {
+                    let unusable = |problem: String| UnusableState::Contents { file: file.name(), problem };
+                    let missing = || unusable(format!("{} is gone; restore it", StateFile::Cluster.name()));
+                    let view = stored.view.as_mut().ok_or_else(missing)?;
+                    let (cluster, delta): (ClusterId, Delta) = open(*file, bytes)?;
+                    if cluster != view.cluster() {
+                        return Err(unusable("it is of another cluster".to_owned()));
+                    }
+                    if let Some(refused) = view.merge(&delta).refused.into_iter().next() {
+                        return Err(unusable(refused));
+                    }
                 }
                 StateFile::Node => stored.node = open(*file, bytes)?,
                 StateFile::Group => stored.group = open::<Vec<GroupKeyShare>>(*file, bytes)?.into(),
@@ -247,6 +269,11 @@ pub fn encode_cluster(view: &View) -> Vec<u8> {
     seal(StateFile::Cluster, &(view.genesis().encode(), view.to_delta()))
 }
 
+/// The contents of [`StateFile::Changes`]: what is [news](View::news).
+pub fn encode_changes(cluster: ClusterId, news: &Delta) -> Vec<u8> {
+    seal(StateFile::Changes, &(cluster, news))
+}
+
 /// The contents of [`StateFile::Node`].
 pub fn encode_node(node: &StoredNode) -> Vec<u8> {
     seal(StateFile::Node, node)
@@ -277,8 +304,13 @@ pub fn encode_group(group: StoredGroup) -> Vec<u8> {
 }
 
 fn header(file: StateFile) -> String {
-    format!("hauberk-state-1 {}\n", file.name())
+    // The first version does not know that changes may lie beside it: it must not read it.
+    let version = if file == StateFile::Cluster { 2 } else { 1 };
+    format!("hauberk-state-{version} {}\n", file.name())
 }
+
+/// The header of the file of the cluster before there were changes beside it.
+const FIRST_CLUSTER: &[u8] = b"hauberk-state-1 cluster.state\n";
 
 fn seal(file: StateFile, contents: &impl Serialize) -> Vec<u8> {
     // Fails only for types that postcard cannot express; every type here is stored by a test.
@@ -349,9 +381,9 @@ fn open_leases(bytes: &[u8]) -> Result<StoredLeases, UnusableState> {
 /// What is behind header and checksum.
 fn contents(file: StateFile, bytes: &[u8]) -> Result<&[u8], UnusableState> {
     let expected = header(file);
-    let rest = bytes.strip_prefix(expected.as_bytes()).ok_or_else(|| UnusableState::Header {
-        file: file.name(),
-        expected: expected.trim_end().to_owned(),
+    let first = || (file == StateFile::Cluster).then(|| bytes.strip_prefix(FIRST_CLUSTER)).flatten();
+    let rest = bytes.strip_prefix(expected.as_bytes()).or_else(first).ok_or_else(|| {
+        UnusableState::Header { file: file.name(), expected: expected.trim_end().to_owned() }
     })?;
     let damaged = || UnusableState::Checksum { file: file.name() };
     let (hash, contents) = rest.split_at_checked(65).ok_or_else(damaged)?;
@@ -434,7 +466,7 @@ mod tests {
         let view = View::new(Genesis::new(fields).unwrap());
         let contents = postcard::to_allocvec(&(view.genesis().encode(), view.to_delta())).unwrap();
         let earlier = &contents[..contents.len() - ADDED_LISTS];
-        let mut bytes = header(StateFile::Cluster).into_bytes();
+        let mut bytes = FIRST_CLUSTER.to_vec();
         bytes.extend_from_slice(format!("{}\n", hex::encode(Sha256::digest(earlier))).as_bytes());
         bytes.extend_from_slice(earlier);
         let files = |bytes| BTreeMap::from([(StateFile::Cluster, bytes)]);

@@ -302,6 +302,8 @@ impl World {
         self.say(format!("host{at} turns evil: {}", adversary.name()));
         self.hosts[at].evil = true;
         self.model.turns_evil(&self.hosts[at]);
+        // What it has granted before is looked at with other eyes now.
+        self.hosts.iter_mut().flat_map(|host| host.process.as_mut()).for_each(|process| process.judged = 0);
         self.evil.insert(at, adversary);
         self.queue.put(PAUSE.0, at, 0, Event::Evil);
     }

@@ -105,15 +105,19 @@ pub struct Costs {
     pub busy: Option<f64>,
 }
 
-/// Takes figures.
+/// Takes figures, and says after each which it was.
 ///
 /// # Errors
 /// The cluster could not be made.
-pub fn take(settings: Settings, which: &[Figure]) -> Result<(Figures, Costs), String> {
+pub fn take(
+    settings: Settings,
+    which: &[Figure],
+    mut taken: impl FnMut(Figure, &Figures, &Costs),
+) -> Result<(Figures, Costs), String> {
     let (mut figures, mut costs) = (Figures::default(), Costs::default());
     let common: Vec<Figure> = which.iter().copied().filter(|figure| *figure != Figure::Join).collect();
     if !common.is_empty() {
-        take_from_one(settings.clone(), &common, &mut figures, &mut costs)?;
+        take_from_one(settings.clone(), &common, &mut figures, &mut costs, &mut taken)?;
     }
     if which.contains(&Figure::Join) {
         let begun = Instant::now();
@@ -125,6 +129,7 @@ pub fn take(settings: Settings, which: &[Figure]) -> Result<(Figures, Costs), St
         figures.join_p99 = members::join(&mut world);
         figures.breaches += world.breaches().len();
         costs.wall.insert(Figure::Join, begun.elapsed());
+        taken(Figure::Join, &figures, &costs);
     }
     Ok((figures, costs))
 }
@@ -134,6 +139,7 @@ fn take_from_one(
     which: &[Figure],
     figures: &mut Figures,
     costs: &mut Costs,
+    taken: &mut impl FnMut(Figure, &Figures, &Costs),
 ) -> Result<(), String> {
     let (nodes, quiet) = (settings.nodes, settings.span.max(Duration::from_secs(60)));
     let removed: Vec<usize> = (1..nodes).take(members::REMOVED.min(nodes / 4)).collect();
@@ -160,6 +166,7 @@ fn take_from_one(
             Figure::Join => {}
         }
         costs.wall.insert(*figure, begun.elapsed());
+        taken(*figure, figures, costs);
     }
     figures.breaches += world.breaches().len();
     Ok(())

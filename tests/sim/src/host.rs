@@ -7,7 +7,7 @@ use std::sync::Arc;
 use mesh_core::api::{AttachmentId, Membership};
 use mesh_core::host::HostState;
 use mesh_core::node::{Input, NetnsLook, Node, Remains, RequestId, StartMark};
-use mesh_core::state::{StateFile, Stored, UnusableState, write_of};
+use mesh_core::state::{StateFile, Stored, UnusableState, Writes, write_of};
 use mesh_core::time::Time;
 use mesh_core::view::View;
 use mesh_keys::frame::GroupKey;
@@ -27,10 +27,10 @@ pub struct Disk {
     pub lane: WgSecret,
     /// The files.
     pub files: BTreeMap<StateFile, Vec<u8>>,
-    /// What the file of the cluster has, in its place: thousands of such files would not fit into memory.
+    /// What the files of the cluster have, in their place: thousands of such files would not fit into memory.
     pub view: Option<View>,
-    /// Which write that is from.
-    pub view_write: u64,
+    /// Which writes that is from.
+    pub view_writes: Writes,
 }
 
 impl Disk {
@@ -43,16 +43,16 @@ impl Disk {
             lane: WgSecret::generate(dice.rng()),
             files: BTreeMap::new(),
             view: None,
-            view_write: 0,
+            view_writes: Writes::default(),
         }
     }
 
     /// Replaces files.
     pub fn write(&mut self, files: Vec<(StateFile, Vec<u8>)>, view: Option<&View>) {
         for (file, bytes) in files {
-            if file == StateFile::Cluster && self.view.is_some() {
+            if matches!(file, StateFile::Cluster | StateFile::Changes) && self.view.is_some() {
                 self.view = view.cloned();
-                self.view_write = write_of(&bytes);
+                self.view_writes.note(file, write_of(&bytes));
             } else {
                 self.files.insert(file, bytes);
             }
@@ -72,7 +72,7 @@ impl Disk {
     pub fn load(&mut self) -> Result<Stored, UnusableState> {
         let mut stored = Stored::decode(&self.files)?;
         stored.view = stored.view.or_else(|| self.view.clone());
-        stored.writes.note(StateFile::Cluster, self.view_write);
+        stored.writes.join(&self.view_writes);
         self.files.extend([stored.count_start()]);
         Ok(stored)
     }
@@ -96,6 +96,8 @@ pub struct Process {
     pub desired: Option<(u64, Arc<HostState>)>,
     /// It has heard from a member since it started.
     pub confirmed: bool,
+    /// How much of what its view has the model has looked at: see [`View::merged_so_far`].
+    pub judged: usize,
     /// Members it knows to be removed: they must stay so.
     pub removed: BTreeSet<NodeId>,
     /// What it was last told of the wall clock, in seconds since 1970, and when.

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
-use mesh_sim::figures::{self, Figure};
+use mesh_sim::figures::{self, Costs, Figure, Figures};
 use mesh_sim::healing::{self, Outcome};
 use mesh_sim::settings::{Fault, Settings};
 
@@ -123,7 +123,16 @@ fn figures(arguments: &Arguments) -> bool {
     };
     let which = if arguments.figures.is_empty() { &Figure::ALL[..] } else { &arguments.figures[..] };
     let begun = Instant::now();
-    let (figures, costs) = match figures::take(settings, which) {
+    if !arguments.json {
+        println!("{:<40} {nodes}", "nodes");
+        println!("{:<40} {}", "seed", arguments.seed);
+    }
+    let taken = |figure: Figure, figures: &Figures, costs: &Costs| {
+        if !arguments.json {
+            lines(figure, figures, costs);
+        }
+    };
+    let (figures, costs) = match figures::take(settings, which, taken) {
         Ok(taken) => taken,
         Err(error) => {
             eprintln!("error: {error}");
@@ -131,9 +140,9 @@ fn figures(arguments: &Arguments) -> bool {
         }
     };
     let wall = begun.elapsed().as_secs_f64();
-    let seconds = |took: Option<Duration>| took.map(|took| took.as_secs_f64());
-    let (tunnel, known) = figures.join_p99.unzip();
     if arguments.json {
+        let seconds = |took: Option<Duration>| took.map(|took| took.as_secs_f64());
+        let (tunnel, known) = figures.join_p99.unzip();
         let walls: BTreeMap<&str, f64> =
             costs.wall.iter().map(|(figure, took)| (figure.name(), took.as_secs_f64())).collect();
         let object = serde_json::json!({
@@ -155,29 +164,6 @@ fn figures(arguments: &Arguments) -> bool {
         });
         println!("{object}");
     } else {
-        let text = |took: Option<Duration>| took.map(|took| format!("{:.2} s", took.as_secs_f64()));
-        let walls = |figure: Figure| match costs.wall.get(&figure) {
-            Some(took) => format!("{:.1} s", took.as_secs_f64()),
-            None => "not taken".to_owned(),
-        };
-        let line = |what: &str, figure: Figure, value: Option<String>| {
-            let value = value.unwrap_or_else(|| "-".to_owned());
-            println!("{what:<40} {value:<12} (wall time {})", walls(figure));
-        };
-        println!("{:<40} {nodes}", "nodes");
-        println!("{:<40} {}", "seed", arguments.seed);
-        line("a record to all, p99", Figure::Record, text(figures.record_to_all_p99));
-        let bytes = figures.bytes_per_node.map(|bytes| format!("{bytes:.0} B/s"));
-        line("sent per node in peace", Figure::Peace, bytes);
-        let busy = costs.busy.map(|busy| format!("{:.3} %", busy * 100.0));
-        line("of one processor, a node in peace", Figure::Peace, busy);
-        line("a crash known to all, worst of 5", Figure::Crash, text(figures.crash_known));
-        line("all equal after a split of 120 s", Figure::Split, text(figures.heal));
-        let doubts = figures.false_unreachable.map(|count| count.to_string());
-        line("live nodes called unreachable", Figure::Doubt, doubts);
-        line("first tunnel of a newcomer, p99", Figure::Join, text(tunnel));
-        line("a newcomer known to all, p99", Figure::Join, text(known));
-        line("tunnels to the removed gone, p99", Figure::Removal, text(figures.removal_p99));
         println!("{:<40} {}", "breaches", figures.breaches);
         println!("{:<40} {wall:.1} s", "wall time");
     }
@@ -187,6 +173,35 @@ fn figures(arguments: &Arguments) -> bool {
         eprintln!("error: not reached in the time that there is for it: {}", missing.join(", "));
     }
     figures.breaches == 0 && missing.is_empty()
+}
+
+/// Prints a figure, as soon as it is taken: the large ones take long.
+fn lines(figure: Figure, figures: &Figures, costs: &Costs) {
+    let wall = costs.wall.get(&figure).map_or(0.0, Duration::as_secs_f64);
+    let line = |what: &str, value: Option<String>| {
+        let value = value.unwrap_or_else(|| "-".to_owned());
+        println!("{what:<40} {value:<12} (wall time {wall:.1} s)");
+    };
+    let seconds = |took: Option<Duration>| took.map(|took| format!("{:.2} s", took.as_secs_f64()));
+    match figure {
+        Figure::Record => line("a record to all, p99", seconds(figures.record_to_all_p99)),
+        Figure::Peace => {
+            line("sent per node in peace", figures.bytes_per_node.map(|bytes| format!("{bytes:.0} B/s")));
+            let busy = costs.busy.map(|busy| format!("{:.3} %", busy * 100.0));
+            line("of one processor, a node in peace", busy);
+        }
+        Figure::Crash => line("a crash known to all, worst of 5", seconds(figures.crash_known)),
+        Figure::Split => line("all equal after a split of 120 s", seconds(figures.heal)),
+        Figure::Doubt => {
+            line("live nodes called unreachable", figures.false_unreachable.map(|count| count.to_string()));
+        }
+        Figure::Join => {
+            let (tunnel, known) = figures.join_p99.unzip();
+            line("first tunnel of a newcomer, p99", seconds(tunnel));
+            line("a newcomer known to all, p99", seconds(known));
+        }
+        Figure::Removal => line("tunnels to the removed gone, p99", seconds(figures.removal_p99)),
+    }
 }
 
 fn chaos(arguments: &Arguments) -> bool {

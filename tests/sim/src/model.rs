@@ -205,6 +205,9 @@ impl Model {
         if host.evil {
             return;
         }
+        if state.lanes.values().all(|lane| lane.peers.is_empty()) {
+            return;
+        }
         let me = host.id();
         let lanes: BTreeSet<_> = view
             .records()
@@ -251,7 +254,10 @@ impl Model {
             let leases = process.node.leases().map(|(_, lease)| lease.ipv4);
             strays.extend(leases.filter(|address| !own.contains(*address)));
         }
-        for (key, known) in &self.known {
+        let merged = std::mem::replace(&mut process.judged, view.merged_so_far());
+        let delta = view.merged_since(merged).unwrap_or_else(|| view.to_delta());
+        let changed = delta.admissions.len() + delta.removals.len() > 0;
+        for (key, known) in self.known.iter().filter(|_| changed) {
             if members.was_admitted(key) && !members.contains(key) {
                 process.removed.insert(known.id);
                 self.out.insert(known.id);
@@ -271,7 +277,6 @@ impl Model {
             })
             .map(|conflict| format!("{} granted {} twice", conflict.granter.short(), conflict.range))
             .collect();
-        let delta = view.to_delta();
         let unseen = |item: &&Signed<Admission>| !self.good.contains(&item.id());
         let wrongly: Vec<String> = delta
             .admissions

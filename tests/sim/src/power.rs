@@ -82,6 +82,7 @@ impl World {
             alarm: None,
             desired: None,
             confirmed: false,
+            judged: 0,
             removed: BTreeSet::new(),
             wall: None,
         });

@@ -56,6 +56,7 @@ impl World {
         if let Some(refused) = view.merge(&Delta { records, ..Delta::default() }).refused.into_iter().next() {
             return Err(refused);
         }
+        view.drop_news(view.merged_so_far());
         // What is computed of a view is shared by all its copies.
         view.catalogue();
         view.contested_prefixes();
@@ -63,6 +64,10 @@ impl World {
             self.hosts[at].disk.view = Some(view.clone());
             let node = self.new_node(at, Stored { view: Some(view.clone()), ..stored }, seed);
             self.run_node(at, node);
+            // The model has nothing to say against what it was given.
+            if let Some(process) = self.process(at) {
+                process.judged = view.merged_so_far();
+            }
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use ipnet::Ipv4Net;
 use mesh_core::message::Message;
 use mesh_core::node::{Input, Request, RequestId, SessionId};
+use mesh_core::state::StateFile;
 use mesh_core::time::Time;
 use sha2::{Digest as _, Sha256};
 
@@ -328,7 +329,7 @@ impl World {
                 }
                 Act::Persist(ticket, files) => {
                     process.writing = true;
-                    if files.iter().any(|(file, _)| *file == mesh_core::state::StateFile::Cluster) {
+                    if files.iter().any(|(file, _)| matches!(file, StateFile::Cluster | StateFile::Changes)) {
                         self.scan(at);
                     }
                     let took = self.dice.span(Duration::from_micros(300), Duration::from_millis(8));

@@ -7,7 +7,8 @@ use mesh_sim::settings::Settings;
 
 #[test]
 fn a_converged_cluster_is_measured_alike_for_the_same_seed() {
-    let take = || figures::take(Settings::standard(8, 5, Duration::from_secs(60)), &Figure::ALL).unwrap().0;
+    let settings = || Settings::standard(8, 5, Duration::from_secs(60));
+    let take = || figures::take(settings(), &Figure::ALL, |_, _, _| ()).unwrap().0;
     let figures = take();
     assert_eq!(figures, take());
     assert!(figures.record_to_all_p99.unwrap() < Duration::from_secs(2), "{figures:?}");

@@ -291,7 +291,7 @@ impl Node {
     }
 
     pub(super) fn activated(&mut self, request: RequestId, id: AttachmentId) {
-        let revision = self.recompute_desired();
+        let revision = self.wanted_revision();
         self.activating.push((request, id, revision));
         self.activations_applied();
     }

@@ -106,17 +106,26 @@ impl std::fmt::Display for StartMark {
 #[error("not node, generation and numbers of writes")]
 pub struct NoStartMark;
 
+/// State files of the version that first noted their writes.
+const FIRST_FILES: usize = 5;
+
 impl std::str::FromStr for StartMark {
     type Err = NoStartMark;
 
     fn from_str(text: &str) -> Result<Self, NoStartMark> {
-        let mut words = text.split_ascii_whitespace();
+        let mut words = text.split_ascii_whitespace().peekable();
         let node = words.next().and_then(|word| word.parse().ok()).ok_or(NoStartMark)?;
-        let mut number = || words.next().and_then(|word| word.parse::<u64>().ok()).ok_or(NoStartMark);
-        let generation = number()?;
+        let mut number =
+            || words.next_if(|word| word.starts_with(|first: char| first.is_ascii_digit())).map(str::parse);
+        let generation = number().ok_or(NoStartMark)?.map_err(|_| NoStartMark)?;
         let mut writes = Writes::default();
-        for known in &mut writes.numbers {
-            *known = number()?;
+        // Files that the version did not have yet were never written.
+        for (place, known) in writes.numbers.iter_mut().enumerate() {
+            match number() {
+                Some(number) => *known = number.map_err(|_| NoStartMark)?,
+                None if place < FIRST_FILES => return Err(NoStartMark),
+                None => {}
+            }
         }
         let known =
             |word: &str| Superseded::ALL.into_iter().find(|why| why.word() == word).ok_or(NoStartMark);

@@ -39,23 +39,23 @@ impl Node {
         self.config.mtu.unwrap_or(underlay.saturating_sub(WIREGUARD_OVERHEAD)).max(MIN_MTU)
     }
 
-    /// Computes the desired state; when it is new, it goes out as [`Output::Desired`]. Returns the revision that
-    /// has, or will have, what this node wants now.
+    /// The revision that has, or will have, what this node wants now.
+    pub(super) fn wanted_revision(&mut self) -> u64 {
+        self.recompute_desired();
+        let waits = self.stale && self.view.is_some() && self.host.is_some() && self.kept_out().is_none();
+        self.promised |= waits;
+        self.revision + u64::from(waits)
+    }
+
+    /// Computes the desired state; when it is new, it goes out as [`Output::Desired`].
     ///
     /// What the state follows from is durable first: a daemon that is killed at any instant wants the same when
     /// it is back, so it takes nothing away from the kernel. In a burst of changes the state waits for the next
     /// write, which is at most [`MAX_FLUSH_PAUSE`] away.
-    pub(super) fn recompute_desired(&mut self) -> u64 {
-        if !self.stale {
-            return self.revision;
-        }
-        let (Some(view), Some(host)) = (&self.view, &self.host) else { return self.revision };
-        if self.kept_out().is_some() {
-            return self.revision;
-        }
-        if self.now < self.next_desired {
-            self.promised = true;
-            return self.revision + 1;
+    pub(super) fn recompute_desired(&mut self) {
+        let (Some(view), Some(host)) = (&self.view, &self.host) else { return };
+        if !self.stale || self.now < self.next_desired || self.kept_out().is_some() {
+            return;
         }
         let members = self.gossip.as_ref().map_or(0, crate::gossip::Gossip::members);
         let pause = COMPUTING * u32::try_from(members).unwrap_or(u32::MAX);
@@ -64,7 +64,7 @@ impl Node {
         // Whoever was promised another revision gets it.
         if self.revision > 0 && *self.desired == desired && !self.promised {
             self.stale = false;
-            return self.revision;
+            return;
         }
         if self.dirty_later.take().is_some() {
             self.dirty.insert(StateFile::Cluster);
@@ -72,8 +72,7 @@ impl Node {
         // A disk that fails holds nothing up: its next try is further away.
         let pause = self.next_flush.since(self.now);
         if !self.dirty.is_empty() && !pause.is_zero() && pause <= MAX_FLUSH_PAUSE {
-            self.promised = true;
-            return self.revision + 1;
+            return;
         }
         self.flush();
         self.revision += 1;
@@ -81,7 +80,6 @@ impl Node {
         self.desired = Arc::new(desired);
         let (revision, state) = (self.revision, self.desired.clone());
         self.emit(Output::Desired { revision, state });
-        revision
     }
 
     pub(super) fn desired_deadline(&self) -> Option<Time> {

@@ -242,10 +242,11 @@ impl Node {
     }
 
     /// The cluster is on disk: this node belongs to it from now on.
-    pub(super) fn become_member(&mut self, view: View, sponsor: Option<SessionId>) {
+    pub(super) fn become_member(&mut self, mut view: View, sponsor: Option<SessionId>) {
         tracing::info!(cluster = %view.cluster().short(), name = view.genesis().name(), members = view.records().count() + 1, "member of the cluster");
         self.join.storing = false;
         self.join.current = None;
+        view.drop_news(view.merged_so_far());
         self.view = Some(view);
         if sponsor.is_none() {
             self.make_group_key();

@@ -492,7 +492,7 @@ impl Node {
     /// Sends `message` as soon as the kernel has what this node now wants.
     fn say_when_applied(&mut self, peer: NodeId, session: SessionId, message: Message) {
         self.stale = true;
-        let revision = self.recompute_desired();
+        let revision = self.wanted_revision();
         if self.pairs.all.contains_key(&peer) {
             self.pairs.when_applied.insert(peer, (revision, session, message));
         }

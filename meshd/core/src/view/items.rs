@@ -167,6 +167,13 @@ impl Delta {
     /// Names and contents of all that is in it, but promises. Records that cannot be decoded have no name: no view
     /// takes them.
     pub fn names(&self) -> Vec<(Name, Content)> {
+        let mut names = self.all_names();
+        names.retain(|(name, _)| name.kind != Kind::PROMISES);
+        names
+    }
+
+    /// The same with promises.
+    pub(super) fn all_names(&self) -> Vec<(Name, Content)> {
         let mut names = Vec::with_capacity(self.len());
         let mut add = |kind, id: BodyId| names.push((Name::of_statement(kind, &id), Content::ONLY));
         self.admissions.iter().for_each(|item| add(Kind::ADMISSION, item.id()));
@@ -180,6 +187,11 @@ impl Delta {
             self.records
                 .iter()
                 .filter_map(|item| Some(said(Kind::RECORD, item.decode().ok()?.node.node_id(), item.id()))),
+        );
+        names.extend(
+            self.promises
+                .iter()
+                .filter_map(|item| Some(said(Kind::PROMISES, item.decode().ok()?.node.node_id(), item.id()))),
         );
         names.extend(
             self.tries

@@ -81,7 +81,46 @@ pub struct View {
     catalogue: Remembered<Catalogue>,
     /// The IPv6 prefixes that several members have, until there are others with records.
     contested: Remembered<BTreeMap<Ipv6Net, BTreeSet<NodeId>>>,
+    news: News,
 }
+
+/// The names of what was merged last, in that order. Of no weight in comparisons: equal views may have come about in
+/// different ways.
+#[derive(Clone, Debug, Default)]
+struct News {
+    names: Vec<Name>,
+    /// How many there were before these,
+    before: usize,
+    /// and how many of them all are no news any more.
+    old: usize,
+}
+
+impl News {
+    /// So many are kept in mind, even if they cannot be written.
+    const MOST: usize = 4096;
+
+    fn add(&mut self, names: impl Iterator<Item = Name>) {
+        self.names.extend(names);
+        if self.names.len() > Self::MOST {
+            self.drop_before(self.before + self.names.len());
+        }
+    }
+
+    fn drop_before(&mut self, count: usize) {
+        let number = count.saturating_sub(self.before).min(self.names.len());
+        self.names.drain(..number);
+        self.names.shrink_to_fit();
+        self.before += number;
+    }
+}
+
+impl PartialEq for News {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for News {}
 
 /// What was computed of the rest of a view, and so is equal if that is.
 #[derive(Clone, Debug)]
@@ -260,6 +299,7 @@ impl View {
             usable: Remembered::default(),
             catalogue: Remembered::default(),
             contested: Remembered::default(),
+            news: News::default(),
             genesis: Arc::new(genesis),
         }
     }
@@ -345,7 +385,39 @@ impl View {
         if !new.is_empty() || !merged.gone.is_empty() {
             self.catalogue = Remembered::default();
         }
+        self.news.add(merged.new.all_names().into_iter().map(|(name, _)| name));
         merged
+    }
+
+    /// How many items were merged since this view, or that which it is a clone of, was new.
+    pub fn merged_so_far(&self) -> usize {
+        self.news.before + self.news.names.len()
+    }
+
+    /// The first `count` that were merged are no news any more.
+    pub fn drop_news(&mut self, count: usize) {
+        self.news.old = self.news.old.max(count);
+        self.news.drop_before(count);
+    }
+
+    /// What is news: merged with a view that has all the rest, it makes one that is equal to this view. `None` if it has
+    /// more than `most` items.
+    pub fn news(&self, most: usize) -> Option<Delta> {
+        let number = self.merged_so_far().saturating_sub(self.news.old);
+        if number > most { None } else { self.merged_since(self.news.old) }
+    }
+
+    /// What was merged after the first `count` items, as far as it has not been replaced; `None` if not all of that is kept
+    /// in mind.
+    pub fn merged_since(&self, count: usize) -> Option<Delta> {
+        let names = self.news.names.get(count.checked_sub(self.news.before)?..)?;
+        let (mut since, mut seen) = (Delta::default(), BTreeSet::new());
+        for name in names.iter().filter(|name| seen.insert(**name)) {
+            if let Some(Ok(item)) = self.item(name).and_then(|bytes| Delta::of_item(name.kind, &bytes)) {
+                since.append(item);
+            }
+        }
+        Some(since)
     }
 
     /// Admissions and removals. An old cluster has had more members than it may have at a time: where admissions

@@ -425,6 +425,29 @@ proptest! {
     }
 
     #[test]
+    fn an_earlier_state_and_the_news_make_the_view(
+        anchored: bool, a in acts(), b in acts(), more in acts(), late in 0..5usize
+    ) {
+        let nodes = identities();
+        let mut now = view_in(anchored, &a);
+        // Written, and then more is merged before it is known that it is.
+        let (written, until) = (now.clone(), now.merged_so_far());
+        let (few, rest) = b.split_at(late.min(b.len()));
+        few.iter().for_each(|act| perform(&mut now, &nodes, act));
+        now.drop_news(until);
+        rest.iter().for_each(|act| perform(&mut now, &nodes, act));
+        let now = taught(&now, &view_in(anchored, &more));
+
+        let mut read = View::new(written.genesis().clone());
+        prop_assert_eq!(read.merge(&written.to_delta()).refused, Vec::<String>::new());
+        let number = now.merged_so_far() - until;
+        prop_assert!(number == 0 || now.news(number - 1).is_none());
+        prop_assert_eq!(read.merge(&now.news(number).unwrap()).refused, Vec::<String>::new());
+        prop_assert_eq!(conclusions(&read), conclusions(&now));
+        prop_assert_eq!(read, now);
+    }
+
+    #[test]
     fn a_chain_of_admissions_is_proof_by_itself(a in acts()) {
         let a = view(&a);
         for (_, key) in a.admissions().members() {
@@ -504,4 +527,27 @@ fn records_from_a_newer_version_are_kept_as_they_are() {
         Vec::<String>::new()
     );
     assert_eq!(first.signed_record(&id), Some(&as_record), "passed on with the field we do not know");
+}
+
+#[test]
+fn news_that_nobody_writes_are_not_kept_for_ever() {
+    let name = |number: usize| Name {
+        id: [number.to_le_bytes(), [0; 8]].concat().try_into().unwrap(),
+        kind: Kind::RECORD,
+    };
+    let mut view = view(&[]);
+    let merged = view.merged_so_far();
+    assert_eq!(view.news(0), Some(Delta::default()));
+    for number in 0..News::MOST - merged {
+        view.news.add([name(number)].into_iter());
+    }
+    assert!(view.news(News::MOST).is_some() && view.news(News::MOST - 1).is_none());
+    view.news.add([name(News::MOST)].into_iter());
+    assert_eq!((view.news.names.len(), view.merged_so_far()), (0, News::MOST + 1));
+    assert_eq!(view.news(usize::MAX), None, "it has to be written as a whole");
+    view.drop_news(News::MOST);
+    view.news.add([name(1)].into_iter());
+    assert_eq!(view.news(usize::MAX), None, "one is missing");
+    view.drop_news(News::MOST + 1);
+    assert_eq!((view.news(1), view.news(0)), (Some(Delta::default()), None));
 }

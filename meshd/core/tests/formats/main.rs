@@ -15,14 +15,15 @@ use golden_set::{Era, Make, check};
 const HOME: &str = env!("CARGO_MANIFEST_DIR");
 
 /// All sets of this crate, with the entries that they must have.
-const SETS: [(&str, Era, Make); 7] = [
+const SETS: [(&str, Era, Make); 8] = [
     ("v1/leases", Era::Past, state::first_leases),
     ("v3/api", Era::Present, api::entries),
     ("v3/items", Era::Present, gossip::items),
     ("v3/messages", Era::Present, messages::entries),
     ("v3/parts", Era::Present, gossip::parts),
-    ("v3/state", Era::Present, state::entries),
+    ("v3/state", Era::Past, state::without_changes),
     ("v3/statements", Era::Present, gossip::statements),
+    ("v4/state", Era::Present, state::entries),
 ];
 
 #[test]

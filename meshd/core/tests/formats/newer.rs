@@ -18,6 +18,7 @@ use sha2::{Digest as _, Sha256};
 use crate::HOME;
 use crate::golden_set;
 use crate::messages::messages;
+use crate::state::files;
 use crate::world::{WORLD, identity, node, record};
 
 /// What a newer version may append.
@@ -52,13 +53,13 @@ fn a_refusal_of_a_newer_version_keeps_its_sentence() {
 fn what_a_newer_version_appends_to_a_state_file_is_passed_over() {
     for file in StateFile::ALL {
         let name = file.name().strip_suffix(".state").unwrap();
-        let golden = golden_set::entry(HOME, "v3/state", name);
+        let golden = golden_set::entry(HOME, "v4/state", name);
         let header = golden.iter().position(|byte| *byte == b'\n').unwrap() + 1;
         let contents = [&golden[header + 65..], &ADDED].concat();
         let hash = hex::encode(Sha256::digest(&contents));
         let newer = [&golden[..header], hash.as_bytes(), b"\n", &contents].concat();
         let read = |bytes: &[u8]| {
-            let stored = Stored::decode(&BTreeMap::from([(file, bytes.to_vec())])).unwrap();
+            let stored = Stored::decode(&files(file, bytes)).unwrap();
             (stored.view, stored.node, stored.leases, stored.keys, stored.group)
         };
         assert_eq!(read(&newer), read(&golden), "{name}");

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use mesh_core::api::{AttachmentId, AttachmentState, NetnsId, PodIdentity};
 use mesh_core::leases::Lease;
 use mesh_core::state::{
-    StateFile, Stored, StoredGroup, StoredKey, StoredLeases, StoredNode, Writes, encode_cluster,
-    encode_group, encode_keys, encode_leases, encode_node,
+    StateFile, Stored, StoredGroup, StoredKey, StoredLeases, StoredNode, Writes, encode_changes,
+    encode_cluster, encode_group, encode_keys, encode_leases, encode_node,
 };
+use mesh_core::view::View;
 use mesh_keys::frame::GroupKey;
 use mesh_keys::{Psk, Secret32, WgPublic};
 
@@ -23,13 +24,25 @@ fn encode(file: StateFile, stored: Stored) -> Result<Vec<u8>, String> {
         StateFile::Leases => encode_leases(&stored.leases),
         StateFile::Keys => encode_keys(&stored.keys),
         StateFile::Group => encode_group(stored.group),
+        StateFile::Changes => {
+            let view = stored.view.ok_or("no view")?;
+            encode_changes(view.cluster(), &view.news(usize::MAX).ok_or("not all is kept in mind")?)
+        }
     })
 }
 
 fn entry(name: &str, what: &str, file: StateFile, written: Vec<u8>) -> Entry {
     Entry::bytes(name, what, written, move |bytes| {
-        encode(file, Stored::decode(&BTreeMap::from([(file, bytes.to_vec())])).map_err(say)?)
+        encode(file, Stored::decode(&files(file, bytes)).map_err(say)?)
     })
+}
+
+/// A state directory with that file, and what it takes to read that.
+pub(crate) fn files(file: StateFile, bytes: &[u8]) -> BTreeMap<StateFile, Vec<u8>> {
+    // The changes are those since there was the founder only.
+    let cluster = encode_cluster(&View::new(WORLD.genesis().clone()));
+    let cluster = (file == StateFile::Changes).then_some((StateFile::Cluster, cluster));
+    cluster.into_iter().chain([(file, bytes.to_vec())]).collect()
 }
 
 fn stored() -> Stored {
@@ -76,16 +89,25 @@ fn leases() -> Vec<(AttachmentId, Lease)> {
 }
 
 pub(crate) fn entries() -> Vec<Entry> {
-    let mut entries: Vec<Entry> = StateFile::ALL
-        .into_iter()
+    entries_of(&StateFile::ALL)
+}
+
+fn entries_of(files: &[StateFile]) -> Vec<Entry> {
+    let mut entries: Vec<Entry> = files
+        .iter()
         .map(|file| {
             let name = file.name().strip_suffix(".state").unwrap();
-            entry(name, file.name(), file, encode(file, stored()).unwrap())
+            entry(name, file.name(), *file, encode(*file, stored()).unwrap())
         })
         .collect();
     let fresh = encode_node(&StoredNode { generation: 1, mesh_ipv4: None });
     entries.push(entry("node-without-address", "node.state", StateFile::Node, fresh));
     entries
+}
+
+/// Before changes lay beside the cluster.
+pub(crate) fn without_changes() -> Vec<Entry> {
+    entries_of(&StateFile::ALL[..5])
 }
 
 /// Before addresses rested, and namespaces were told apart.

@@ -29,6 +29,8 @@ fn figures(members: usize, clones: usize) -> (usize, usize) {
     let per_member = (resident().saturating_sub(before) + bodies) / members;
     assert_eq!(view.admissions().members().count(), members);
 
+    // As when it is on disk.
+    view.drop_news(view.merged_so_far());
     let mut copies = Vec::with_capacity(clones);
     let before = resident();
     let started = Instant::now();

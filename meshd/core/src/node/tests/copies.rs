@@ -296,7 +296,7 @@ fn what_a_host_remembers_of_another_node_says_nothing() {
 #[test]
 fn what_a_host_remembers_has_one_form() {
     let node = Identity::from_bytes(&[1; 32]).node_id();
-    let writes = crate::state::Writes { numbers: [1, 2, 3, 4, u64::MAX] };
+    let writes = crate::state::Writes { numbers: [1, 2, 3, 4, u64::MAX, 0] };
     for superseded in [None, Some(Superseded::PutBack), Some(Superseded::ByAnother)] {
         let mark = StartMark { node, generation: 7, writes, superseded };
         let text = mark.to_string();
@@ -304,6 +304,11 @@ fn what_a_host_remembers_has_one_form() {
         for bad in ["", "7", &text[1..], &text[..38], &format!("{text} more"), &text.replace('7', "x")] {
             assert_eq!(bad.parse::<StartMark>(), Err(NoStartMark), "{bad:?}");
         }
+        // As it was before there was a sixth file.
+        assert_eq!(
+            text.replacen(&format!(" {} 0", u64::MAX), &format!(" {}", u64::MAX), 1).parse(),
+            Ok(mark)
+        );
     }
 }
 

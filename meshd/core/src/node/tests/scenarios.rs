@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::message::{Message, Refusal, RefusalCode};
+use crate::state::write_of;
 
 pub(super) const SECOND: Duration = Duration::from_secs(1);
 
@@ -305,6 +306,28 @@ fn an_idle_cluster_writes_nothing_to_disk() {
     let before: Vec<_> = sim.hosts.iter().map(|host| host.wrote).collect();
     sim.run(300 * SECOND);
     assert_eq!(before, sim.hosts.iter().map(|host| host.wrote).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_view_is_written_as_a_whole_only_when_there_is_much_news() {
+    let mut sim = cluster(20, 3);
+    meshed(&mut sim, 10 * SECOND);
+    sim.run(60 * SECOND);
+    let number = |sim: &Sim, file| sim.hosts[0].disk.get(&file).map_or(0, |bytes| write_of(bytes));
+    let read = |sim: &Sim| Stored::decode(&sim.hosts[0].disk).unwrap().view.unwrap().fingerprint();
+    let (mut before, mut wholes) = (number(&sim, StateFile::Cluster), 0);
+    for change in 0..2 * MOST_NEWS as u64 {
+        sim.kill(2);
+        sim.start(2);
+        sim.run(MAX_LATER + SECOND);
+        assert_eq!(read(&sim), sim.node(0).view().unwrap().fingerprint(), "change {change}");
+        let written = number(&sim, StateFile::Cluster);
+        wholes += u64::from(written > before);
+        before = written;
+    }
+    let changes = sim.hosts[0].disk[&StateFile::Changes].len();
+    assert!((1..=4).contains(&wholes), "written as a whole {wholes} times");
+    assert!(changes < 64 * 1024, "{changes} bytes");
 }
 
 #[test]
