@@ -49,10 +49,10 @@ use crate::hexbytes::fixed_bytes;
 use crate::identity::NodeId;
 use crate::replay::{ReplayVerdict, ReplayWindow};
 use crate::secret::{Secret32, hkdf32};
+use crate::sorted_map::SortedMap;
 use chacha20poly1305::{AeadInPlace as _, ChaCha20Poly1305, KeyInit as _, Nonce, Tag};
 use rand_core::{CryptoRng, RngCore};
 use sha2::{Digest as _, Sha256};
-use std::collections::BTreeMap;
 use std::fmt;
 use zeroize::{Zeroize as _, Zeroizing};
 
@@ -249,7 +249,7 @@ pub enum SealError {
 pub struct Opener {
     receiver: NodeId,
     keys: Vec<GroupKey>,
-    senders: BTreeMap<(NodeId, BootNonce), SenderState>,
+    senders: SortedMap<(NodeId, BootNonce), SenderState>,
     max_senders: usize,
     clock: u64,
 }
@@ -264,7 +264,7 @@ impl Opener {
     /// An opener without keys, which opens nothing yet.
     #[must_use]
     pub fn without_keys(receiver: NodeId, max_senders: usize) -> Self {
-        Self { receiver, keys: Vec::new(), senders: BTreeMap::new(), max_senders, clock: 0 }
+        Self { receiver, keys: Vec::new(), senders: SortedMap::new(), max_senders, clock: 0 }
     }
 
     /// An opener for `receiver` that accepts frames under `keys` (at most [`MAX_KEYS`]) and remembers up to
@@ -340,12 +340,13 @@ impl Opener {
     /// with lower counters are refused from now on. Does nothing if it is known already.
     pub fn accept(&mut self, opened: &Opened) {
         let start = (opened.sender, opened.boot);
-        if self.max_senders == 0 || self.senders.contains_key(&start) {
+        if self.max_senders == 0 || self.senders.get(&start).is_some() {
             return;
         }
         let earlier: Vec<_> = self
             .senders
-            .range((opened.sender, BootNonce([0; 8]))..=(opened.sender, BootNonce([0xff; 8])))
+            .iter_from(&(opened.sender, BootNonce([0; 8])))
+            .take_while(|((sender, _), _)| *sender == opened.sender)
             .map(|(start, state)| (state.heard, *start))
             .collect();
         if earlier.len() >= MAX_STARTS_PER_SENDER {
@@ -366,6 +367,11 @@ impl Opener {
     /// Forgets a node that is no member any more.
     pub fn forget(&mut self, node: &NodeId) {
         self.senders.retain(|(sender, _), _| sender != node);
+    }
+
+    /// Makes room for so many senders.
+    pub fn reserve(&mut self, senders: usize) {
+        self.senders.reserve(senders.min(self.max_senders));
     }
 
     /// How many starts of senders are remembered.

@@ -21,6 +21,7 @@
 //! | [`frame`] | the sealed gossip datagram |
 //! | [`secret`] | 32 secret bytes |
 //! | [`armor`] | one line of text for a key in a file |
+//! | [`sorted_map`] | an ordered map in one piece of memory |
 //! | [`memo`] | for simulators: the signatures made and found right in a thread |
 //!
 //! ## Signatures and hashes are separated by purpose
@@ -52,6 +53,7 @@ pub mod removal;
 mod replay;
 pub mod secret;
 pub mod signed;
+pub mod sorted_map;
 pub mod token;
 pub mod tries;
 pub mod wireguard;

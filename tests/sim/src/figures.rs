@@ -4,7 +4,7 @@ mod members;
 mod reach;
 mod spread;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 pub use self::spread::Followed;
@@ -115,7 +115,8 @@ pub fn take(
     mut taken: impl FnMut(Figure, &Figures, &Costs),
 ) -> Result<(Figures, Costs), String> {
     let (mut figures, mut costs) = (Figures::default(), Costs::default());
-    let common: Vec<Figure> = which.iter().copied().filter(|figure| *figure != Figure::Join).collect();
+    // In the order that they have: who was removed never agrees with the others again.
+    let common: BTreeSet<Figure> = which.iter().copied().filter(|figure| *figure != Figure::Join).collect();
     if !common.is_empty() {
         take_from_one(settings.clone(), &common, &mut figures, &mut costs, &mut taken)?;
     }
@@ -136,7 +137,7 @@ pub fn take(
 
 fn take_from_one(
     settings: Settings,
-    which: &[Figure],
+    which: &BTreeSet<Figure>,
     figures: &mut Figures,
     costs: &mut Costs,
     taken: &mut impl FnMut(Figure, &Figures, &Costs),

@@ -160,14 +160,10 @@ impl World {
         let (here, there) = (&self.hosts[a], &self.hosts[b]);
         let lanes = (here.kernel.lanes.get(LANE), there.kernel.lanes.get(LANE));
         let (Some(lane), Some(other)) = lanes else { return Err("no lane") };
-        let out = lane
-            .peers
-            .get(&there.disk.lane.public())
-            .ok_or("the first does not have the second as a peer")?;
-        let back = other
-            .peers
-            .get(&here.disk.lane.public())
-            .ok_or("the second does not have the first as a peer")?;
+        let out =
+            lane.peers.get(&there.disk.lane_key).ok_or("the first does not have the second as a peer")?;
+        let back =
+            other.peers.get(&here.disk.lane_key).ok_or("the second does not have the first as a peer")?;
         let routed =
             |net| matches!(here.kernel.routes.get(net), Some(Route::Device { device, .. }) if device == LANE);
         if !out.allowed_ips.iter().all(routed) {

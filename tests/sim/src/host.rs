@@ -23,8 +23,10 @@ pub struct Disk {
     pub identity: Identity,
     /// Which node that is.
     pub id: NodeId,
-    /// The key of its lane.
+    /// The key of its lane,
     pub lane: WgSecret,
+    /// and what others know of it.
+    pub lane_key: WgPublic,
     /// The files.
     pub files: BTreeMap<StateFile, Vec<u8>>,
     /// What the files of the cluster have, in their place: thousands of such files would not fit into memory.
@@ -37,10 +39,12 @@ impl Disk {
     /// An empty one: identity and keys are new.
     pub fn new(dice: &mut Dice) -> Self {
         let identity = Identity::generate(dice.rng());
+        let lane = WgSecret::generate(dice.rng());
         Self {
             id: identity.node_id(),
             identity,
-            lane: WgSecret::generate(dice.rng()),
+            lane_key: lane.public(),
+            lane,
             files: BTreeMap::new(),
             view: None,
             view_writes: Writes::default(),

@@ -92,7 +92,7 @@ impl World {
             for b in linked.iter().copied().filter(|b| *b != a) {
                 let psk = Psk::random(self.dice.rng());
                 for (here, there) in [(a, b), (b, a)] {
-                    let lane = |host: usize| self.hosts[host].disk.lane.public();
+                    let lane = |host: usize| self.hosts[host].disk.lane_key;
                     let key =
                         StoredKey { psk: psk.clone(), keys: (lane(here), lane(there)), confirmed: true };
                     keys.entry(here).or_default().insert(self.hosts[there].id(), key);

@@ -94,7 +94,7 @@ impl World {
     ) -> Option<usize> {
         let to = self.network.host_at(endpoint?.ip())?;
         let there = &self.hosts[to];
-        let ours = self.hosts[from].disk.lane.public();
+        let ours = self.hosts[from].disk.lane_key;
         // Into a NAT only as an answer.
         let answers = || {
             let back = self.hosts[to].traffic.get(&ours).and_then(|traffic| traffic.endpoint);
@@ -103,13 +103,13 @@ impl World {
         let reaches = self.network.listens(to, endpoint?.ip())
             || (self.network.place(to).nat == endpoint.map(|endpoint| endpoint.ip()) && answers());
         let one_open = self.network.place(from).nat.is_none() || self.network.place(to).nat.is_none();
-        let is_peer = there.powered && there.disk.lane.public() == *key;
+        let is_peer = there.powered && there.disk.lane_key == *key;
         (is_peer && reaches && one_open && self.network.passes(from, to)).then_some(to)
     }
 
     fn carry(&mut self, from: usize, key: &WgPublic, endpoint: Option<SocketAddr>) {
         let Some(to) = self.lane_end(from, key, endpoint) else { return };
-        let ours = self.hosts[from].disk.lane.public();
+        let ours = self.hosts[from].disk.lane_key;
         let (Some(here), Some(there)) = (self.peer(from, key), self.peer(to, &ours)) else { return };
         // Both ways are needed to agree on a key, and the same pre-shared key.
         let agree = here.psk == there.psk && self.network.open(from, to);

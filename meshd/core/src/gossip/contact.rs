@@ -20,19 +20,18 @@ impl Gossip {
 
     /// Whether `id` is a member, other than this node.
     pub fn is_member(&self, id: &NodeId) -> bool {
-        self.places.contains_key(id)
+        self.places.get(id).is_some()
     }
 
     /// The member with that short id.
     pub fn member_with(&self, short: &ShortId) -> Option<NodeId> {
-        let (id, _) = self.places.range(short.first_node()..).next()?;
+        let (id, _) = self.places.iter_from(&short.first_node()).next()?;
         (ShortId::of(id) == *short).then_some(*id)
     }
 
     /// Whether a member has said something itself since this node's start, and is thought to be reachable.
     pub fn is_heard(&self, id: &NodeId) -> bool {
-        let member = self.places.get(id).map(|place| &self.members[*place]);
-        member.is_some_and(|member| member.reachable && member.heard.is_some())
+        self.member(id).is_some_and(|member| member.reachable && member.heard.is_some())
     }
 
     /// Whether all members have said something themselves since this node's start.
@@ -42,7 +41,7 @@ impl Gossip {
 
     /// Smoothed round-trip time to a member in microseconds, if known; and when it was heard of last.
     pub fn acquaintance(&self, id: &NodeId) -> Option<(Option<u32>, Option<Time>)> {
-        let member = &self.members[*self.places.get(id)?];
+        let member = self.member(id)?;
         Some(((member.rtt > 0).then_some(member.rtt), member.heard))
     }
 
@@ -87,7 +86,7 @@ impl Gossip {
 
     /// Keeps the members that `keep` says; of the others nothing is said any more.
     pub fn retain_members(&mut self, keep: impl Fn(&NodeId) -> bool) {
-        let gone: Vec<NodeId> = self.places.keys().filter(|id| !keep(id)).copied().collect();
+        let gone: Vec<NodeId> = self.members.iter().map(|member| member.id).filter(|id| !keep(id)).collect();
         for id in gone {
             self.remove_member(&id);
             self.rumours.forget(&life_name(id));

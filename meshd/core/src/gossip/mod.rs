@@ -23,6 +23,7 @@ pub mod wire;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use mesh_keys::sorted_map::{SortedMap, make_room};
 use mesh_keys::{ClusterId, NodeId, Signed};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore as _, SeedableRng as _};
@@ -148,14 +149,15 @@ pub struct Gossip {
     /// When this node has answered accusations, the last times.
     answered: VecDeque<Time>,
     members: Vec<Member>,
-    places: BTreeMap<NodeId, usize>,
+    places: SortedMap<NodeId, u32>,
     /// Places of those that are thought to be reachable, and of those that are not.
-    reachable: Vec<usize>,
-    unreachable: Vec<usize>,
+    reachable: Vec<u32>,
+    unreachable: Vec<u32>,
     /// This node's own, and those of whom something has been said.
     lives: BTreeMap<NodeId, Entry>,
     /// When those that stand accused are taken for unreachable.
     verdicts: BTreeSet<(Time, NodeId)>,
+    verdict_of: BTreeMap<NodeId, Time>,
     catalogue: Catalogue,
     rumours: Rumours,
     probes: Probes,
@@ -173,7 +175,7 @@ pub struct Gossip {
     events: Vec<Event>,
 }
 
-/// What is kept of every member.
+/// What is kept of every member: see the memory test for what that costs with all else.
 #[derive(Clone, Debug)]
 struct Member {
     id: NodeId,
@@ -187,8 +189,12 @@ struct Member {
     rtt: u32,
     reachable: bool,
     /// Its place in the list of those that are as reachable.
-    rank: usize,
-    verdict: Option<Time>,
+    rank: u32,
+}
+
+/// A place in half the bytes: no cluster has that many members.
+fn short(place: usize) -> u32 {
+    u32::try_from(place).unwrap_or(u32::MAX)
 }
 
 /// What one datagram is answered with.
@@ -208,11 +214,12 @@ impl Gossip {
             rng: ChaCha20Rng::from_seed(seed),
             answered: VecDeque::new(),
             members: Vec::new(),
-            places: BTreeMap::new(),
+            places: SortedMap::new(),
             reachable: Vec::new(),
             unreachable: Vec::new(),
             lives: BTreeMap::from([(me, Entry::new(generation))]),
             verdicts: BTreeSet::new(),
+            verdict_of: BTreeMap::new(),
             catalogue: Catalogue::default(),
             rumours: Rumours::default(),
             probes: Probes::new(now),
@@ -237,6 +244,7 @@ impl Gossip {
     pub fn start_with(&mut self, catalogue: Catalogue, members: usize) {
         self.catalogue = catalogue;
         self.members.reserve_exact(members);
+        self.places.reserve(members);
         self.reachable.reserve_exact(members);
         self.probes.reserve(members);
     }
@@ -258,20 +266,13 @@ impl Gossip {
         if id == self.me {
             return;
         }
-        let Some(place) = self.places.get(&id).copied() else {
-            let place = self.members.len();
-            let rank = self.reachable.len();
+        let Some(place) = self.place(&id) else {
+            let place = short(self.members.len());
+            let rank = short(self.reachable.len());
+            make_room(&mut self.reachable);
             self.reachable.push(place);
-            let new = Member {
-                id,
-                generation,
-                heard: None,
-                tunnel: None,
-                rtt: 0,
-                reachable: true,
-                rank,
-                verdict: None,
-            };
+            let new = Member { id, generation, heard: None, tunnel: None, rtt: 0, reachable: true, rank };
+            make_room(&mut self.members);
             self.members.push(new);
             self.places.insert(id, place);
             let at = self.rng.next_u32();
@@ -284,7 +285,7 @@ impl Gossip {
             if self.lives.remove(&id).is_some() {
                 self.catalogue.set(life_name(id), None);
             }
-            self.set_verdict(place, None);
+            self.set_verdict(id, None);
             self.set_reachable(id, true);
         }
     }
@@ -292,17 +293,18 @@ impl Gossip {
     /// A member is none any more: it gets nothing, nothing is taken from it, and its vote against others is withdrawn.
     /// Those that were found unreachable with that vote remain so until they are heard of.
     pub fn remove_member(&mut self, id: &NodeId) {
-        let Some(place) = self.places.remove(id) else { return };
-        self.set_verdict(place, None);
+        let Some(place) = self.place(id) else { return };
+        self.places.remove(id);
+        self.set_verdict(*id, None);
         self.leave_rank(place);
         let last = self.members.len() - 1;
         self.members.swap_remove(place);
         if let Some(moved) = self.members.get(place) {
             let (id, reachable, rank) = (moved.id, moved.reachable, moved.rank);
-            self.places.insert(id, place);
-            self.ranks(reachable)[rank] = place;
+            self.places.insert(id, short(place));
+            self.ranks(reachable)[rank as usize] = short(place);
         }
-        self.probes.remove(id, place, last);
+        self.probes.remove(id, short(place), short(last));
         self.lives.remove(id);
         self.remove(life_name(*id));
         let of_whom = self.lives.iter_mut().filter_map(|(of, entry)| entry.withdraw(id).then_some(*of));
@@ -314,16 +316,24 @@ impl Gossip {
     /// A tunnel says that a member is alive: its packets come in. `now` is when that was seen. It counts as the answer to
     /// a probe.
     pub fn heard(&mut self, id: &NodeId, now: Time) {
-        if let Some(place) = self.places.get(id).copied() {
+        if let Some(place) = self.place(id) {
             self.members[place].tunnel = Some(now);
             self.probes.answered_otherwise(id);
             self.set_reachable(*id, true);
         }
     }
 
+    fn place(&self, id: &NodeId) -> Option<usize> {
+        self.places.get(id).map(|place| *place as usize)
+    }
+
+    fn member(&self, id: &NodeId) -> Option<&Member> {
+        self.members.get(self.place(id)?)
+    }
+
     /// Whether a member is thought to be reachable; `false` for those that are none.
     pub fn is_reachable(&self, id: &NodeId) -> bool {
-        self.places.get(id).is_some_and(|place| self.members[*place].reachable)
+        self.member(id).is_some_and(|member| member.reachable)
     }
 
     /// Number of members that are thought to be unreachable.
@@ -333,7 +343,7 @@ impl Gossip {
 
     /// The members that are thought to be unreachable.
     pub fn unreachable_members(&self) -> impl Iterator<Item = NodeId> {
-        self.unreachable.iter().map(|place| self.members[*place].id)
+        self.unreachable.iter().map(|place| self.members[*place as usize].id)
     }
 
     /// How often a member was taken for unreachable.
@@ -343,8 +353,8 @@ impl Gossip {
 
     /// The life of a member or of this node itself, as far as it is known.
     pub fn life_of(&self, id: &NodeId) -> Option<Life> {
-        let begun = |place: &usize| Life { generation: self.members[*place].generation, incarnation: 0 };
-        self.lives.get(id).map(Entry::life).or_else(|| self.places.get(id).map(begun))
+        let begun = |member: &Member| Life { generation: member.generation, incarnation: 0 };
+        self.lives.get(id).map(Entry::life).or_else(|| self.member(id).map(begun))
     }
 
     /// One value that nodes have in common that know the same.
@@ -390,7 +400,7 @@ impl Gossip {
 
     /// Takes a payload that came from a member. `proved`: it was sent just now, and not repeated by somebody else.
     pub fn receive(&mut self, from: NodeId, payload: &[u8], proved: bool, store: &mut impl Store, now: Time) {
-        let Some(place) = self.places.get(&from).copied() else { return };
+        let Some(place) = self.place(&from) else { return };
         if proved {
             self.members[place].heard = Some(now);
         }
@@ -621,7 +631,7 @@ impl Gossip {
         let entry = self.lives.entry(id).or_insert_with(|| Entry::new(generation));
         let (before, content) = (entry.life(), entry.content());
         let (me, places) = (self.me, &self.places);
-        let has_vote = |signer: &NodeId| *signer == id || *signer == me || places.contains_key(signer);
+        let has_vote = |signer: &NodeId| *signer == id || *signer == me || places.get(signer).is_some();
         let check = |statement: &_, signer: &_| has_vote(signer) && store.check(statement, signer);
         let merged = entry.merge(&self.cluster, bundle, now, check);
         let is_right = merged.is_ok();
@@ -670,28 +680,31 @@ impl Gossip {
         let Some(entry) = self.lives.get(&id) else { return };
         self.catalogue.set(life_name(id), entry.content());
         let deadline = entry.deadline(self.members.len() + 1);
-        if let Some(place) = self.places.get(&id).copied() {
+        if let Some(place) = self.place(&id) {
             let wanted = deadline.filter(|_| self.members[place].reachable);
-            self.set_verdict(place, wanted);
+            self.set_verdict(id, wanted);
         }
     }
 
-    fn set_verdict(&mut self, place: usize, due: Option<Time>) {
-        let member = &mut self.members[place];
-        if let Some(before) = std::mem::replace(&mut member.verdict, due) {
-            self.verdicts.remove(&(before, member.id));
+    fn set_verdict(&mut self, id: NodeId, due: Option<Time>) {
+        let before = match due {
+            Some(due) => self.verdict_of.insert(id, due),
+            None => self.verdict_of.remove(&id),
+        };
+        if let Some(before) = before {
+            self.verdicts.remove(&(before, id));
         }
         if let Some(due) = due {
-            self.verdicts.insert((due, member.id));
+            self.verdicts.insert((due, id));
         }
     }
 
     fn judge(&mut self, id: NodeId, due: Time, now: Time) {
-        let Some(place) = self.places.get(&id).copied() else {
+        let Some(place) = self.place(&id) else {
             self.verdicts.remove(&(due, id));
             return;
         };
-        self.set_verdict(place, None);
+        self.set_verdict(id, None);
         let Some(entry) = self.lives.get(&id) else { return };
         let (Some(since), Some(deadline)) = (entry.accused_since(), entry.deadline(self.members.len() + 1))
         else {
@@ -706,25 +719,25 @@ impl Gossip {
             let retry = now + self.retry_pause();
             self.next_retry = self.next_retry.min(retry);
         } else {
-            self.set_verdict(place, Some(due));
+            self.set_verdict(id, Some(due));
         }
     }
 
     fn set_reachable(&mut self, id: NodeId, reachable: bool) {
-        let Some(place) = self.places.get(&id).copied() else { return };
+        let Some(place) = self.place(&id) else { return };
         if self.members[place].reachable == reachable {
             return;
         }
         self.leave_rank(place);
         let ranks = self.ranks(reachable);
-        ranks.push(place);
-        let rank = ranks.len() - 1;
+        let rank = short(ranks.len());
+        ranks.push(short(place));
         (self.members[place].reachable, self.members[place].rank) = (reachable, rank);
         self.events.push(Event::Reachable { node: id, reachable });
         self.note_life(id);
     }
 
-    fn ranks(&mut self, reachable: bool) -> &mut Vec<usize> {
+    fn ranks(&mut self, reachable: bool) -> &mut Vec<u32> {
         if reachable { &mut self.reachable } else { &mut self.unreachable }
     }
 
@@ -732,9 +745,9 @@ impl Gossip {
     fn leave_rank(&mut self, place: usize) {
         let Member { reachable, rank, .. } = self.members[place];
         let ranks = self.ranks(reachable);
-        ranks.swap_remove(rank);
-        if let Some(moved) = ranks.get(rank).copied() {
-            self.members[moved].rank = rank;
+        ranks.swap_remove(rank as usize);
+        if let Some(moved) = ranks.get(rank as usize).copied() {
+            self.members[moved as usize].rank = rank;
         }
     }
 
@@ -808,7 +821,7 @@ impl Gossip {
         let random = self.turn();
         let ranks = self.ranks(reachable);
         let place = *ranks.get(random.checked_rem(ranks.len())?)?;
-        Some(self.members[place].id)
+        Some(self.members[place as usize].id)
     }
 
     /// Up to `count` different members that are thought to be reachable, none of them `but`.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use mesh_keys::NodeId;
+use mesh_keys::sorted_map::make_room;
 use rand_core::RngCore as _;
 
 use super::catalogue::Kind;
@@ -48,7 +49,7 @@ const WITNESSES: u32 = 6;
 #[derive(Debug)]
 pub(super) struct Probes {
     /// Places of all members, shuffled; each has its turn once in a round.
-    order: Vec<usize>,
+    order: Vec<u32>,
     turn: usize,
     next: Time,
     own: BTreeMap<u32, Probe>,
@@ -92,8 +93,9 @@ impl Probes {
     }
 
     /// A member has come, in the last place; it has its turn at a random moment.
-    pub(super) fn add(&mut self, place: usize, random: u32) {
+    pub(super) fn add(&mut self, place: u32, random: u32) {
         let at = random as usize % (self.order.len() + 1);
+        make_room(&mut self.order);
         self.order.push(place);
         let last = self.order.len() - 1;
         self.order.swap(at, last);
@@ -101,7 +103,7 @@ impl Probes {
 
     /// The member in `place` has gone, and the last one has taken its place. Whatever was to be found out about the one
     /// that has gone, or on its behalf, is no longer of interest.
-    pub(super) fn remove(&mut self, id: &NodeId, place: usize, last: usize) {
+    pub(super) fn remove(&mut self, id: &NodeId, place: u32, last: u32) {
         self.order.retain(|other| *other != place);
         self.order.iter_mut().filter(|other| **other == last).for_each(|other| *other = place);
         if self.turn >= self.order.len() {
@@ -189,7 +191,7 @@ impl Gossip {
             let other = turn + self.rng.next_u32() as usize % (members - turn);
             self.probes.order.swap(turn, other);
             self.probes.turn = (turn + 1) % members;
-            let member = &self.members[self.probes.order[turn]];
+            let member = &self.members[self.probes.order[turn] as usize];
             if member.reachable && !member.is_fresh(now) {
                 return Some(member.id);
             }
@@ -211,7 +213,7 @@ impl Gossip {
 
     fn wait_for(&self, target: &NodeId) -> Duration {
         let members = self.members.len();
-        let wait = self.places.get(target).map(|place| self.members[*place].wait(members));
+        let wait = self.member(target).map(|member| member.wait(members));
         let wait = wait.unwrap_or(UNKNOWN_WAIT);
         wait * (1 + self.probes.score)
     }
@@ -279,7 +281,7 @@ impl Gossip {
         }
         let Some(probe) = self.probes.own.remove(&number) else { return };
         self.probes.score = self.probes.score.saturating_sub(1);
-        if let Some(place) = self.places.get(&probe.target).copied() {
+        if let Some(place) = self.place(&probe.target) {
             // Which of two pings it answers cannot be told (Karn's rule).
             if from == probe.target && !probe.again {
                 self.members[place].measure(now.since(probe.sent));
@@ -292,7 +294,7 @@ impl Gossip {
     pub(super) fn take_ask(&mut self, by: NodeId, number: u32, target: NodeId, now: Time) {
         let of_this = self.probes.asked.values().filter(|asked| asked.by == by).count();
         let busy = self.probes.asked.len() >= MAX_ASKED || of_this >= MAX_PROBES || self.budget == 0;
-        if busy || !self.places.contains_key(&target) {
+        if busy || !self.is_member(&target) {
             return;
         }
         let due = now + self.wait_for(&target);

@@ -5,10 +5,11 @@
 //! With that goes a ping: the answer to it proves that the member sent it now.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use mesh_keys::frame::{GroupKey, GroupKeyId, Header, MAX_KEYS, OpenError, Opener, Sealer, ShortId};
+use mesh_keys::sorted_map::SortedMap;
 use mesh_keys::{Identity, IdentityKey, NodeId, PairSecret};
 use rand_chacha::ChaCha20Rng;
 
@@ -29,7 +30,7 @@ const MAX_SECRETS: usize = 256;
 const STALE: Duration = Duration::from_secs(10);
 
 /// Addresses tried at a time, while none is known to work.
-const TRIED: usize = 3;
+const TRIED: u16 = 3;
 
 /// Datagrams a second that are answered without proof that they are new: from one member, and from all.
 const UNPROVED_OF_ONE: u32 = 4;
@@ -45,7 +46,7 @@ pub(super) struct Datagrams {
     sealer: Option<Sealer>,
     opener: Opener,
     secrets: Secrets,
-    contacts: BTreeMap<NodeId, Contact>,
+    contacts: SortedMap<NodeId, Contact>,
     unproved: Unproved,
     /// When nodes that were removed were last told so.
     told_removed: Option<Time>,
@@ -81,19 +82,39 @@ impl Secrets {
     }
 }
 
-/// The way to a member.
-#[derive(Debug, Default)]
+/// The way to a member; there are thousands.
+#[derive(Debug)]
 struct Contact {
-    /// Where its datagrams come from, those that were proved to be new.
-    address: Option<SocketAddr>,
-    heard: Time,
+    /// Where its datagrams come from, those that were proved to be new: IPv4 addresses mapped (RFC 4291, section 2.5.5.2),
+    /// and port 0 when that is not known.
+    ip: Ipv6Addr,
+    port: u16,
     /// Which of its addresses are tried next.
-    turn: usize,
+    turn: u16,
+    heard: Time,
+}
+
+impl Default for Contact {
+    fn default() -> Self {
+        Self { ip: Ipv6Addr::UNSPECIFIED, port: 0, turn: 0, heard: Time::ZERO }
+    }
 }
 
 impl Contact {
+    fn address(&self) -> Option<SocketAddr> {
+        (self.port > 0).then(|| SocketAddr::new(self.ip.to_canonical(), self.port))
+    }
+
+    fn set_address(&mut self, address: SocketAddr) {
+        self.ip = match address.ip() {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+            IpAddr::V6(v6) => v6,
+        };
+        self.port = address.port();
+    }
+
     fn is_fresh(&self, now: Time) -> bool {
-        self.address.is_some() && now.since(self.heard) < STALE
+        self.port > 0 && now.since(self.heard) < STALE
     }
 }
 
@@ -129,7 +150,7 @@ impl Datagrams {
             sealer: None,
             opener: Opener::without_keys(me, MAX_SENDERS),
             secrets: Secrets::default(),
-            contacts: BTreeMap::new(),
+            contacts: SortedMap::new(),
             unproved: Unproved::default(),
             told_removed: None,
         };
@@ -170,12 +191,18 @@ impl Datagrams {
 
     /// Where a member's datagrams come from.
     pub(super) fn address(&self, node: &NodeId) -> Option<SocketAddr> {
-        self.contacts.get(node)?.address
+        self.contacts.get(node)?.address()
     }
 
     /// Whether datagrams have come from a member a moment ago, and so get there.
     pub(super) fn is_fresh(&self, node: &NodeId, now: Time) -> bool {
         self.contacts.get(node).is_some_and(|contact| contact.is_fresh(now))
+    }
+
+    /// There are so many members.
+    pub(super) fn reserve(&mut self, members: usize) {
+        self.contacts.reserve(members);
+        self.opener.reserve(members);
     }
 
     /// Forgets the members that `keep` does not say.
@@ -229,12 +256,13 @@ impl Node {
         let now = self.now;
         if proved {
             self.datagrams.opener.accept(&opened);
-            let contact = self.datagrams.contacts.entry(sender).or_default();
+            let contact = self.datagrams.contacts.entry_or_default(sender);
             // A member with several addresses may use one and the other; one is enough.
-            if contact.address != Some(from) {
-                if contact.address.is_none() || now.since(contact.heard) >= STALE {
+            let address = contact.address();
+            if address != Some(from) {
+                if address.is_none() || now.since(contact.heard) >= STALE {
                     tracing::debug!(peer = %sender.short(), %from, "datagrams come from here");
-                    contact.address = Some(from);
+                    contact.set_address(from);
                     contact.heard = now;
                     self.stale = true;
                 }
@@ -301,8 +329,8 @@ impl Node {
     /// Sends a payload to a member, by the way that works or by several that may.
     pub(super) fn send_payload(&mut self, to: NodeId, payload: &[u8]) {
         let now = self.now;
-        let contact = self.datagrams.contacts.entry(to).or_default();
-        let (fresh, address, turn) = (contact.is_fresh(now), contact.address, contact.turn);
+        let contact = self.datagrams.contacts.entry_or_default(to);
+        let (fresh, address, turn) = (contact.is_fresh(now), contact.address(), usize::from(contact.turn));
         if let Some(address) = address {
             self.seal_to(to, address, payload);
             if fresh {
@@ -319,11 +347,11 @@ impl Node {
             .filter(|candidate| Some(*candidate) != address)
             .collect();
         let count = others.len();
-        for candidate in others.iter().cycle().skip(turn % count.max(1)).take(tried.min(count)) {
+        for candidate in others.iter().cycle().skip(turn % count.max(1)).take(usize::from(tried).min(count)) {
             self.seal_to(to, *candidate, payload);
         }
         if let Some(contact) = self.datagrams.contacts.get_mut(&to) {
-            contact.turn = turn.wrapping_add(tried);
+            contact.turn = contact.turn.wrapping_add(tried);
         }
     }
 

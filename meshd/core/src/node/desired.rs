@@ -54,9 +54,11 @@ impl Node {
     /// write, which is at most [`MAX_FLUSH_PAUSE`] away.
     pub(super) fn recompute_desired(&mut self) {
         let (Some(view), Some(host)) = (&self.view, &self.host) else { return };
-        if !self.stale || self.now < self.next_desired || self.kept_out().is_some() {
+        let held = self.held && !self.dirty.is_empty() && self.now < self.next_flush;
+        if !self.stale || held || self.now < self.next_desired || self.kept_out().is_some() {
             return;
         }
+        self.held = false;
         let members = self.gossip.as_ref().map_or(0, crate::gossip::Gossip::members);
         let pause = COMPUTING * u32::try_from(members).unwrap_or(u32::MAX);
         self.next_desired = if pause < MIN_TICK { self.now } else { self.now + pause };
@@ -72,6 +74,7 @@ impl Node {
         // A disk that fails holds nothing up: its next try is further away.
         let pause = self.next_flush.since(self.now);
         if !self.dirty.is_empty() && !pause.is_zero() && pause <= MAX_FLUSH_PAUSE {
+            self.held = true;
             return;
         }
         self.flush();

@@ -3,6 +3,7 @@
 //! Datagrams carry it ([`super::datagrams`]). What does not fit into one is asked for on a control session.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use mesh_keys::{Identity, NodeId, Signed, WgPublic};
@@ -187,7 +188,9 @@ impl Node {
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
         let mut gossip = Gossip::new(self.id, view.cluster(), self.stored.generation, seed, self.now);
-        gossip.start_with(view.catalogue(), view.records().count());
+        let members = view.records().count();
+        gossip.start_with(view.catalogue(), members);
+        self.datagrams.reserve(members);
         for (id, record) in view.records() {
             gossip.add_member(*id, record.generation);
         }
@@ -419,6 +422,16 @@ impl Node {
     /// WireGuard tells what came in: who sends something is alive.
     pub(super) fn on_tunnels(&mut self, tunnels: BTreeMap<WgPublic, TunnelFacts>) {
         let before = std::mem::replace(&mut self.tunnels, tunnels);
+        // Counters come every second; what the kernel should hold follows from these two only.
+        let fails = |tunnels: &BTreeMap<WgPublic, TunnelFacts>| -> Vec<(WgPublic, Option<SocketAddr>)> {
+            let stale = |facts: &TunnelFacts| facts.handshake_age.is_some_and(|age| age > HANDSHAKE_STALE);
+            tunnels
+                .iter()
+                .filter(|(_, facts)| stale(facts))
+                .map(|(key, facts)| (*key, facts.endpoint))
+                .collect()
+        };
+        self.stale |= fails(&before) != fails(&self.tunnels);
         let (Some(view), Some(gossip)) = (&self.view, &mut self.gossip) else { return };
         let mut broken = Vec::new();
         let received = |tunnels: &BTreeMap<WgPublic, TunnelFacts>, lane: &LaneInfo| {

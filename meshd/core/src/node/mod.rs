@@ -482,6 +482,8 @@ pub struct Node {
     stale: bool,
     /// When it may be computed again.
     next_desired: Time,
+    /// It has changed, and waits for the next write.
+    held: bool,
     /// Somebody waits for the revision after this one.
     promised: bool,
     revision: u64,
@@ -581,6 +583,7 @@ impl Node {
             desired: Arc::new(HostState::default()),
             stale: true,
             next_desired: now,
+            held: false,
             promised: false,
             revision: 0,
             applied: 0,
@@ -666,6 +669,7 @@ impl Node {
             | Input::Seeds(_)
             | Input::SessionFrame { .. }
             | Input::DialFailed { .. }
+            | Input::Tunnels(_)
             | Input::PersistFailed(..)
             | Input::Applied { .. } => false,
             Input::Persisted(ticket) => {
@@ -674,7 +678,6 @@ impl Node {
             Input::Host(_)
             | Input::SessionOpened { .. }
             | Input::SessionClosed { .. }
-            | Input::Tunnels(_)
             | Input::Request(..)
             | Input::Tombstones(_)
             | Input::Remains { .. } => true,

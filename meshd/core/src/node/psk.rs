@@ -448,6 +448,7 @@ impl Node {
         if let Some(agreed) = self.pairs.all.get_mut(peer).and_then(|pair| pair.agreed.as_mut()) {
             agreed.psk = wrong;
         }
+        self.stale = true;
         self.dirty.insert(StateFile::Keys);
     }
 
@@ -468,6 +469,7 @@ impl Node {
         }
         let before = same_keys.is_some_and(|agreed| agreed.confirmed);
         pair.agreed = Some(StoredKey { psk, keys, confirmed: confirmed || before });
+        self.stale = true;
         self.dirty.insert(StateFile::Keys);
         tracing::info!(peer = %peer.short(), "pre-shared key agreed");
     }

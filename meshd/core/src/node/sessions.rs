@@ -302,6 +302,7 @@ impl Node {
         entry.phase = Phase::Member;
         let peer = entry.peer_id;
         self.sessions.strangers.remove(&session);
+        self.stale = true;
         let Some(entry) = self.sessions.get(&session) else { return };
         tracing::info!(peer = %peer.short(), remote = %entry.remote, dialled = entry.dialled.is_some(), "session established");
         self.emit(Output::Trust { session });

@@ -21,7 +21,7 @@ use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng as _;
 
 use crate::cluster::{cluster, identity};
-use crate::resident;
+use crate::{ALLOCATED, resident};
 
 /// Where the process of the one node finds its disk, and how many members there are.
 const DISK: &str = "HAUBERK_TEST_DISK";
@@ -32,6 +32,9 @@ const ME: usize = 1;
 
 /// What one core may take with 5,000 members, in bytes.
 const LIMIT: usize = 64 << 20;
+
+/// What it may keep for itself of each member that it has met, in bytes.
+const PRIVATE: usize = 200;
 
 /// How many members in a second say their first word, before that: a node answers no more than 64 of them.
 const FIRST_WORDS: u32 = 40;
@@ -77,6 +80,7 @@ fn one_of(members: usize) -> usize {
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     let line = text.lines().find_map(|line| line.strip_prefix("one node: ")).expect("its figures");
     println!("{members} members: {line}");
+    text.lines().filter(|line| line.starts_with("private: ")).for_each(|line| println!("{line}"));
     line.split_ascii_whitespace().next().unwrap().parse().unwrap()
 }
 
@@ -169,9 +173,16 @@ fn handle(
 fn the_one_node() {
     let disk = std::path::PathBuf::from(std::env::var_os(DISK).expect("a disk"));
     let members: usize = std::env::var(MEMBERS).expect("how many members").parse().unwrap();
+    let before = ALLOCATED.allocated();
     let files = [StateFile::Cluster, StateFile::Node, StateFile::Group];
     let files = files.map(|file| (file, std::fs::read(disk.join(file.name())).unwrap()));
     let stored = Stored::decode(&BTreeMap::from(files)).unwrap();
+    if let Some(view) = &stored.view {
+        view.catalogue();
+        view.contested_prefixes();
+    }
+    // What the cluster has agreed on, and what follows from that.
+    let common = ALLOCATED.allocated() - before;
     let config = Config {
         name: "one".into(),
         cluster_name: "memory".into(),
@@ -238,10 +249,16 @@ fn the_one_node() {
     }
     assert_eq!(others.met.len(), members - 1, "the node does not know all of them");
     assert_eq!(node.unreachable(), [], "all have answered");
+    let resident = resident();
+    let all = ALLOCATED.allocated();
+    drop(node);
+    let private = (all - ALLOCATED.allocated() - common) / members;
+    println!("private: {private} bytes for each member; {} for what all members have", common / members);
+    assert!(private <= PRIVATE, "{private} bytes for each member");
     println!(
         "one node: {} bytes, {:.3} % of a processor when idle ({datagrams} datagrams sent and {pings} pings answered in \
          {IDLE:?}); started in {started:?}",
-        resident(),
+        resident,
         100.0 * busy.as_secs_f64() / IDLE.as_secs_f64(),
     );
 }

@@ -14,6 +14,10 @@ mod cluster;
 mod core;
 mod view;
 
+/// Counts what is allocated.
+#[global_allocator]
+static ALLOCATED: cap::Cap<std::alloc::System> = cap::Cap::new(std::alloc::System, usize::MAX);
+
 /// Bytes of memory that this process has.
 fn resident() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();

@@ -71,7 +71,7 @@ fn has_tunnel(kernel: &HostState) -> bool {
 pub(super) fn removal(world: &mut World, subjects: &[usize]) -> Option<Duration> {
     let mut took = Vec::new();
     for subject in subjects {
-        let (id, key) = (world.hosts[*subject].id(), world.hosts[*subject].disk.lane.public());
+        let (id, key) = (world.hosts[*subject].id(), world.hosts[*subject].disk.lane_key);
         let has = |world: &World, at: usize| {
             world.hosts[at].kernel.lanes.values().any(|lane| lane.peers.contains_key(&key))
         };

@@ -217,6 +217,33 @@ fn a_bare_yes_to_a_probe_is_a_no() {
     assert!(sim.tunnel(leader, follower) && sim.tunnel(follower, leader), "and keep the tunnel meanwhile");
 }
 
+/// They come every second, and with thousands of members the state takes long to compute.
+#[test]
+fn counters_alone_do_not_have_the_state_computed() {
+    let mut sim = cluster(82, 2);
+    meshed(&mut sim, 10 * SECOND);
+    sim.run(60 * SECOND);
+    let lane = sim.hosts[1].lane.public();
+    let facts = |bytes, age| TunnelFacts {
+        endpoint: Some(address(1)),
+        handshake_age: Some(Duration::from_secs(age)),
+        rx_bytes: bytes,
+        tx_bytes: bytes,
+    };
+    let revision = sim.node(0).revision;
+    let now = sim.now;
+    let node = sim.hosts[0].node.as_mut().unwrap();
+    // It would be computed anew in `handle`; a pause shows that it should be.
+    node.next_desired = now + 100 * SECOND;
+    for (bytes, age) in [(0, 1), (900, 2), (1800, 189)] {
+        node.handle(Input::Tunnels(BTreeMap::from([(lane, facts(bytes, age))])), now);
+        assert!(!node.stale, "{bytes} bytes");
+    }
+    node.handle(Input::Tunnels(BTreeMap::from([(lane, facts(1800, 191))])), now);
+    assert!(node.stale, "the last handshake is too old: it may have to be sent to another address");
+    assert_eq!(node.revision, revision);
+}
+
 #[test]
 fn a_tunnel_without_handshakes_has_its_keys_compared() {
     for at in [0, 1] {
