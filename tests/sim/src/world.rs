@@ -194,6 +194,10 @@ impl World {
             Event::Tick => {
                 let now = self.queue.now;
                 let Some(process) = self.process(at) else { return };
+                if process.alarm != Some(now) {
+                    // It was set for earlier meanwhile: this one is of no use, and must not set another.
+                    return;
+                }
                 process.alarm = None;
                 let due = process.wake <= now;
                 if due {
