@@ -5,6 +5,8 @@
 //! key, domain, message and signature. Besides, what was *signed* in this thread is noted: a simulator can then say
 //! of any statement whether the key's owner made it, without trusting the check that it tests.
 //!
+//! With [`install_notes`] only what was signed is noted, and everything is computed: slow, and what the daemon does.
+//!
 //! It is off unless installed, per thread. The daemon never installs it: there it would be a cache in the middle of
 //! the one check that everything rests on.
 
@@ -24,12 +26,19 @@ type Hash = [u8; 32];
 
 #[derive(Default)]
 struct Memo {
+    /// Nothing is computed twice.
+    saves: bool,
     right: BTreeSet<Hash>,
     signed: BTreeSet<Hash>,
 }
 
 /// Begins to remember, in this thread, from nothing.
 pub fn install() {
+    MEMO.with_borrow_mut(|memo| *memo = Some(Memo { saves: true, ..Memo::default() }));
+}
+
+/// Begins to note what is signed, in this thread, and computes everything as if it did not.
+pub fn install_notes() {
     MEMO.with_borrow_mut(|memo| *memo = Some(Memo::default()));
 }
 
@@ -63,7 +72,8 @@ pub(crate) fn checked<E>(
     check: impl FnOnce() -> Result<(), E>,
 ) -> Result<(), E> {
     let name = MEMO.with_borrow(|memo| {
-        let name = memo.as_ref().map(|memo| (memo, hash(key, domain, message, Some(signature))));
+        let saving = memo.as_ref().filter(|memo| memo.saves);
+        let name = saving.map(|memo| (memo, hash(key, domain, message, Some(signature))));
         name.map(|(memo, name)| (name, memo.right.contains(&name)))
     });
     let Some((name, known)) = name else { return check() };
@@ -78,7 +88,7 @@ pub(crate) fn checked<E>(
 /// of both keys. Millions of agreements would take hours.
 pub(crate) fn agreed(own: impl FnOnce() -> IdentityKey, peer: &IdentityKey) -> Option<Secret32> {
     MEMO.with_borrow(|memo| {
-        memo.as_ref()?;
+        memo.as_ref().filter(|memo| memo.saves)?;
         let own = own();
         let (low, high) = if own < *peer { (own, *peer) } else { (*peer, own) };
         let hash = Sha256::new().chain_update(low.as_bytes()).chain_update(high.as_bytes());
@@ -126,5 +136,27 @@ mod tests {
         }
         remove();
         assert!(!was_signed(&a.public(), "d", b"m"));
+    }
+
+    #[test]
+    fn notes_alone_change_nothing() {
+        let [a, b] = [1, 2].map(|seed| Identity::from_bytes(&[seed; 32]));
+        let agreed = || agreed(|| a.public(), &b.public());
+        install_notes();
+        let signature = a.sign("d", b"m");
+        assert!(was_signed(&a.public(), "d", b"m"));
+        let computed = std::cell::Cell::new(0);
+        let check = |_: ()| {
+            checked(&a.public(), "d", b"m", &signature, || -> Result<(), ()> {
+                computed.set(computed.get() + 1);
+                Ok(())
+            })
+        };
+        assert_eq!((check(()), check(())), (Ok(()), Ok(())));
+        assert_eq!((computed.get(), agreed().is_none()), (2, true));
+        install();
+        assert_eq!((check(()), check(())), (Ok(()), Ok(())));
+        assert_eq!((computed.get(), agreed().is_some()), (3, true));
+        remove();
     }
 }

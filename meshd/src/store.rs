@@ -5,7 +5,8 @@
 //!   lock                     held by the running daemon
 //!   identity.key             0600  the node's identity
 //!   wireguard-0.key          0600  key of lane 0
-//!   cluster.state node.state leases.state keys.state     0600  see mesh_core::state
+//!   cluster.state changes.state node.state leases.state keys.state group.state
+//!                            0600  see mesh_core::state
 //!   sysctl.saved             what settings of the host were before
 //!   tombstones/              attachments deleted while the daemon was away
 //! ```

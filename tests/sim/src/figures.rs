@@ -125,7 +125,7 @@ pub fn take(
         let network =
             NetworkSettings { least_delay: JOIN_DELAY, most_delay: JOIN_DELAY, ..settings.network.clone() };
         let mut world = World::new(Settings { network, ..settings });
-        world.converged(&[])?;
+        world.cluster(&[])?;
         world.run(Duration::from_secs(60));
         figures.join_p99 = members::join(&mut world);
         figures.breaches += world.breaches().len();
@@ -146,7 +146,7 @@ fn take_from_one(
     let removed: Vec<usize> = (1..nodes).take(members::REMOVED.min(nodes / 4)).collect();
     let linked: &[usize] = if which.contains(&Figure::Removal) { &removed } else { &[] };
     let mut world = World::new(settings);
-    world.converged(linked)?;
+    world.cluster(linked)?;
     world.run(Duration::from_secs(60));
     for figure in which {
         let begun = Instant::now();

@@ -52,6 +52,10 @@ struct Arguments {
     /// Without chaos: only these figures, by name, with commas
     #[arg(long, value_delimiter = ',', value_parser = figure)]
     figures: Vec<Figure>,
+    /// Saves nothing: signatures and agreements are computed by each node, and a cluster that is measured comes about
+    /// by itself; for some 100 nodes
+    #[arg(long)]
+    plain: bool,
     /// Prints everything that happened
     #[arg(long)]
     trail: bool,
@@ -107,6 +111,7 @@ fn settings(arguments: &Arguments, seed: u64) -> Settings {
         let fault_pause = Duration::from_secs(arguments.pause);
         Settings { fault_pause, ..Settings::chaos(nodes, seed, span(arguments)) }
     };
+    settings.plain = arguments.plain;
     if !arguments.only.is_empty() {
         settings.faults.retain(|fault| arguments.only.contains(fault));
     }
@@ -121,6 +126,7 @@ fn figures(arguments: &Arguments) -> bool {
         Faults::None => Settings::calm(nodes, arguments.seed, span),
         Faults::Standard | Faults::Chaos => Settings::standard(nodes, arguments.seed, span),
     };
+    let settings = Settings { plain: arguments.plain, ..settings };
     let which = if arguments.figures.is_empty() { &Figure::ALL[..] } else { &arguments.figures[..] };
     let begun = Instant::now();
     if !arguments.json {
@@ -161,6 +167,7 @@ fn figures(arguments: &Arguments) -> bool {
             "minutes": span.as_secs_f64() / 60.0,
             "nodes": nodes,
             "seed": arguments.seed,
+            "plain": arguments.plain,
         });
         println!("{object}");
     } else {

@@ -161,6 +161,8 @@ pub struct Settings {
     pub tunnels: bool,
     /// What the wall clocks show at the start, in seconds since 1970.
     pub wall_clock: u64,
+    /// Nothing is saved: each node checks each signature, and a cluster that is measured has come about by itself.
+    pub plain: bool,
 }
 
 /// Blocks of 30 usable addresses.
@@ -207,6 +209,7 @@ impl Settings {
             range: if seed.is_multiple_of(3) { scarce(nodes) } else { (RANGE, BLOCK) },
             tunnels: true,
             wall_clock: WALL_CLOCK,
+            plain: false,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use mesh_core::leases::Leases;
@@ -22,13 +23,33 @@ const RANGE: (Ipv4Net, u8) = (Ipv4Net::new_assert(Ipv4Addr::new(10, 32, 0, 0), 1
 /// In larger clusters members do not call each other: keys for the tunnels between all of them would not fit.
 const MOST_WITH_TUNNELS: usize = 200;
 
+/// How long a cluster may take to come about.
+const GATHERING: Duration = Duration::from_secs(300);
+
 impl World {
+    /// A cluster to be measured: there from the start, or, in plain settings, gathered.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn cluster(&mut self, linked: &[usize]) -> Result<(), String> {
+        if !self.settings.plain {
+            return self.converged(linked);
+        }
+        self.range = RANGE;
+        self.found();
+        let whole = self.run_until(GATHERING, Duration::from_secs(1), |world| world.is_whole().is_ok());
+        whole.map(|_| ()).ok_or_else(|| match self.is_whole() {
+            Ok(()) => "it is whole only now".to_owned(),
+            Err(missing) => format!("no cluster within {} s: {missing}", GATHERING.as_secs()),
+        })
+    }
+
     /// Adds the hosts of the settings, as members of one cluster that know each other, and starts them. Where not all
     /// can have tunnels to all, all have one to each of the hosts `linked`.
     ///
     /// # Errors
     /// What the cluster cannot be made of.
-    pub fn converged(&mut self, linked: &[usize]) -> Result<(), String> {
+    fn converged(&mut self, linked: &[usize]) -> Result<(), String> {
         self.range = RANGE;
         let nodes = self.settings.nodes;
         for _ in 0..nodes {

@@ -69,9 +69,13 @@ pub struct World {
 }
 
 impl World {
-    /// A world without hosts. Signatures are remembered in this thread from now on.
+    /// A world without hosts. Signatures are remembered in this thread from now on, unless the settings say otherwise.
     pub fn new(settings: Settings) -> Self {
-        mesh_keys::memo::install();
+        if settings.plain {
+            mesh_keys::memo::install_notes();
+        } else {
+            mesh_keys::memo::install();
+        }
         Self {
             queue: Queue::default(),
             network: Network::new(settings.network.clone(), settings.seed),

@@ -6,6 +6,16 @@ use mesh_sim::figures::{self, Figure};
 use mesh_sim::settings::Settings;
 
 #[test]
+fn a_cluster_that_has_come_about_by_itself_is_measured_too() {
+    let settings = Settings { plain: true, ..Settings::standard(8, 5, Duration::from_secs(60)) };
+    let which = [Figure::Record, Figure::Crash, Figure::Split, Figure::Join, Figure::Removal];
+    let figures = figures::take(settings, &which, |_, _, _| ()).unwrap().0;
+    assert!(which.iter().all(|figure| figures.has(*figure)), "{figures:?}");
+    assert!(figures.record_to_all_p99.unwrap() < Duration::from_secs(2), "{figures:?}");
+    assert_eq!(figures.breaches, 0);
+}
+
+#[test]
 fn a_converged_cluster_is_measured_alike_for_the_same_seed() {
     let settings = || Settings::standard(8, 5, Duration::from_secs(60));
     let take = || figures::take(settings(), &Figure::ALL, |_, _, _| ()).unwrap().0;

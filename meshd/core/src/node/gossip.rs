@@ -465,10 +465,11 @@ impl Node {
         if record.generation < self.stored.generation {
             return;
         }
-        if record.start != self.standing.start {
+        if record.start != self.standing.start || record.generation > self.stored.generation {
             self.on_copied(record.generation, record.contested);
-        } else if record.version > self.version {
-            // Somebody who has the key of this node says something else in its name.
+        } else if record.version >= self.version {
+            // Somebody who has the key of this node says something else in its name; of two records of one version the
+            // higher hash counts.
             self.version = record.version;
             self.refresh_record();
             self.compare_all_keys();

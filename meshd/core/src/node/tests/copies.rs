@@ -1,5 +1,7 @@
 //! Disks that were copied or put back.
 
+use mesh_keys::Signed;
+
 use super::super::copies::{HEAR_ALL, Superseded};
 use super::scenarios::{SECOND, cluster, meshed};
 use super::*;
@@ -291,6 +293,44 @@ fn what_a_host_remembers_of_another_node_says_nothing() {
     sim.start(1);
     sim.run(SECOND);
     assert!(sim.attach(1, "pod").unwrap_err().message.contains("confirmed"));
+}
+
+/// Somebody has a copy of the key, and says in the node's name that its tunnel is another.
+#[test]
+fn what_others_sign_with_the_key_of_a_node_does_not_stand() {
+    for case in ["same version", "next version", "next generation"] {
+        let mut sim = cluster(59, 3);
+        meshed(&mut sim, 10 * SECOND);
+        sim.run(60 * SECOND);
+        let (id, lane) = (sim.node(1).id, sim.hosts[1].lane.public());
+        let view = sim.node(0).view().unwrap();
+        let (record, before) = (view.record(&id).unwrap().clone(), view.signed_record(&id).unwrap().id());
+        let forged = (1..=64).map(|byte| {
+            let mut forged = record.clone();
+            forged.lanes[0].key = WgSecret::from_bytes(&[byte; 32]).public();
+            match case {
+                "same version" => {}
+                "next version" => forged.version += 1,
+                _ => (forged.generation, forged.version) = (record.generation + 1, 0),
+            }
+            Signed::sign(&forged, &sim.hosts[1].identity).unwrap()
+        });
+        // Of the same version the higher hash counts.
+        let forged = forged.into_iter().find(|forged| forged.id() > before).unwrap();
+        let node = sim.hosts[0].node.as_mut().unwrap();
+        let delta = Delta { records: vec![forged], ..Delta::default() };
+        let merged = node.view.as_mut().unwrap().merge(&delta);
+        assert_eq!(merged.new.len(), 1, "{case}");
+        node.learned(&merged.new, &merged.gone);
+        sim.run(60 * SECOND);
+        for host in 0..3 {
+            let record = sim.node(host).view().unwrap().record(&id).unwrap();
+            assert_eq!(record.lanes[0].key, lane, "{case}: host{host}");
+        }
+        meshed(&mut sim, 10 * SECOND);
+        let said = sim.node(1).status().problems.join(" ");
+        assert_eq!(said.contains("copy of this node's disk"), case == "next generation", "{case}: {said}");
+    }
 }
 
 #[test]
