@@ -386,6 +386,10 @@ impl View {
             self.catalogue = Remembered::default();
         }
         self.news.add(merged.new.all_names().into_iter().map(|(name, _)| name));
+        if !merged.gone.is_empty() {
+            // An earlier state still has it, and it could take the room of what is news.
+            self.news.drop_before(self.merged_so_far());
+        }
         merged
     }
 
@@ -401,7 +405,7 @@ impl View {
     }
 
     /// What is news: merged with a view that has all the rest, it makes one that is equal to this view. `None` if it has
-    /// more than `most` items.
+    /// more than `most` items, or if something has gone meanwhile.
     pub fn news(&self, most: usize) -> Option<Delta> {
         let number = self.merged_so_far().saturating_sub(self.news.old);
         if number > most { None } else { self.merged_since(self.news.old) }
