@@ -5,8 +5,7 @@
 //! its hash is refused, never half believed.
 //!
 //! The view of a large cluster has megabytes. It is written as a whole now and then ([`StateFile::Cluster`]), and in between
-//! what was merged since ([`StateFile::Changes`]). Which of the two is written first does not matter: merging again what is
-//! there changes nothing.
+//! what was merged since ([`StateFile::Changes`]). Changes that are older than the view are all in it, or have given way since.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -71,6 +70,16 @@ impl Writes {
     /// The number of the last write of all.
     pub fn last(&self) -> u64 {
         self.numbers.into_iter().max().unwrap_or(0)
+    }
+
+    /// The number of the last write of a file; 0 if there was none.
+    pub fn of(&self, file: StateFile) -> u64 {
+        self.numbers.get(file as usize).copied().unwrap_or(0)
+    }
+
+    /// Whether one of these writes was of the view, or of what is news of it.
+    pub fn has_view(&self) -> bool {
+        self.of(StateFile::Cluster).max(self.of(StateFile::Changes)) > 0
     }
 
     /// A file was written.
@@ -223,6 +232,10 @@ impl Stored {
                     let (cluster, delta): (ClusterId, Delta) = open(*file, bytes)?;
                     if cluster != view.cluster() {
                         return Err(unusable("it is of another cluster".to_owned()));
+                    }
+                    // What has given way since would be refused.
+                    if stored.writes.of(*file) < stored.writes.of(StateFile::Cluster) {
+                        continue;
                     }
                     if let Some(refused) = view.merge(&delta).refused.into_iter().next() {
                         return Err(unusable(refused));
@@ -475,6 +488,39 @@ mod tests {
         assert_eq!(Stored::decode(&files(today.clone())).unwrap().view, Some(view.clone()));
         let numbered = numbered(StateFile::Cluster, &today, 7);
         assert_eq!(Stored::decode(&files(numbered)).unwrap().view, Some(view));
+    }
+
+    #[test]
+    fn changes_that_are_older_than_the_view_are_passed_over() {
+        let identity = mesh_keys::Identity::from_bytes(&[1; 32]);
+        let founder = identity.public();
+        let mut rng = <rand_chacha::ChaCha20Rng as rand_core::SeedableRng>::seed_from_u64(1);
+        let fields = mesh_keys::GenesisFields::flat("old", founder, mesh_keys::JoinModes::KEY_FILE, &mut rng);
+        let view = View::new(Genesis::new(fields).unwrap());
+        let cluster = view.cluster();
+        // As one that has given way to another since.
+        let refused = crate::view::Grant {
+            cluster,
+            parent: mesh_keys::BodyId::from_bytes([9; 32]),
+            network: Ipv4Addr::new(10, 32, 0, 0),
+            prefix: 24,
+            from: founder,
+            to: mesh_keys::Identity::from_bytes(&[2; 32]).public(),
+        };
+        let grant = mesh_keys::Signed::sign(&refused, &identity).unwrap();
+        let news = Delta { grants: vec![grant], ..Delta::default() };
+        let read = |view_from, changes_from| {
+            Stored::decode(&BTreeMap::from([
+                (StateFile::Cluster, numbered(StateFile::Cluster, &encode_cluster(&view), view_from)),
+                (
+                    StateFile::Changes,
+                    numbered(StateFile::Changes, &encode_changes(cluster, &news), changes_from),
+                ),
+            ]))
+        };
+        let stored = read(8, 7).unwrap();
+        assert_eq!((stored.view.as_ref(), stored.writes.of(StateFile::Changes)), (Some(&view), 7));
+        assert!(read(7, 8).unwrap_err().to_string().contains("changes.state"));
     }
 
     #[test]

@@ -730,14 +730,21 @@ impl Node {
     }
 
     /// Has files written and remembers what follows.
+    ///
+    /// The view is written first if it has changed: an address that is leased, or the node's own, is of a grant in it.
     fn persist(&mut self, files: &[StateFile], then: Pending) {
+        let mut files: BTreeSet<StateFile> = files.iter().copied().collect();
+        files.extend(self.dirty.contains(&StateFile::Cluster).then_some(StateFile::Cluster));
         let contents = files
-            .iter()
+            .into_iter()
             .filter_map(|file| {
-                self.dirty.remove(file);
-                self.encode(*file).map(|(file, bytes)| (file, Zeroizing::new(bytes)))
+                self.dirty.remove(&file);
+                self.encode(file).map(|(file, bytes)| (file, Zeroizing::new(bytes)))
             })
             .collect();
+        if !self.unsaid.is_empty() {
+            self.dirty.insert(StateFile::Cluster);
+        }
         self.persist_bytes(contents, then);
     }
 
@@ -839,7 +846,11 @@ impl Node {
     fn on_persist_failed(&mut self, ticket: Ticket, error: &str) {
         tracing::error!(error, "state could not be written; what depended on it is not done");
         let pending = self.pending.remove(&ticket);
-        self.writing.remove(&ticket);
+        let had_view = self.writing.remove(&ticket).is_some_and(|(writes, _)| writes.has_view());
+        if had_view && self.view.is_some() {
+            self.dirty.insert(StateFile::Cluster);
+            self.retry_flush_later();
+        }
         // What others are to hear of is said once it is on disk after all.
         if let Some(
             Pending::Granted { delta } | Pending::Declared { delta, .. } | Pending::Welcome { delta, .. },
@@ -854,7 +865,6 @@ impl Node {
             None => {}
             // Tried again with the next change, at the latest when the node says something new of itself.
             Some(Pending::Nothing | Pending::Granted { .. } | Pending::Contested) => {
-                self.dirty.insert(StateFile::Cluster);
                 self.dirty.insert(StateFile::Keys);
                 self.dirty.insert(StateFile::Node);
                 self.dirty.insert(StateFile::Leases);
@@ -862,15 +872,11 @@ impl Node {
                 self.retry_flush_later();
             }
             Some(Pending::Declared { request, .. }) => {
-                self.dirty.insert(StateFile::Cluster);
-                self.retry_flush_later();
                 let message = format!("it is in force here, but could not be written to disk yet: {error}");
                 self.reply(request, Err(ApiError::new(crate::api::ErrorCode::Internal, message)));
             }
             Some(Pending::Member { sponsor, .. }) => self.join_failed(sponsor, error),
             Some(Pending::Welcome { session, .. }) => {
-                self.dirty.insert(StateFile::Cluster);
-                self.retry_flush_later();
                 self.refuse(session, crate::message::RefusalCode::Busy, "the sponsor cannot write its state");
             }
             Some(Pending::Leased { request, id }) => self.lease_failed(request, &id, error),

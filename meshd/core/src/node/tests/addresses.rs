@@ -50,6 +50,27 @@ fn restart(sim: &mut Sim, at: usize) {
 }
 
 #[test]
+fn what_is_leased_is_not_on_disk_before_the_grant_that_it_is_of() {
+    let mut sim = cluster(31, "10.77.0.0/22", 2);
+    sim.cut(0, 1);
+    sim.run(20 * SECOND);
+    fill(&mut sim, 1);
+    sim.hosts[1].disk_full = true;
+    sim.heal();
+    let owned = |sim: &Sim| sim.node(1).owned().len();
+    sim.run_until(120 * SECOND, |sim| owned(sim) > 256).expect("another block");
+    sim.hosts[1].disk_full = false;
+    sim.attach(1, "newcomer").unwrap();
+    sim.kill(1);
+    sim.cut(0, 1);
+    sim.start(1);
+    sim.run(SECOND);
+    assert!(owned(&sim) > 256, "the grant is on disk");
+    let node = sim.node(1);
+    assert!(node.leases.all().values().all(|lease| node.owned().contains(lease.ipv4)));
+}
+
+#[test]
 fn a_node_without_free_addresses_says_who_may_have_some_and_disturbs_nobody() {
     let mut sim = cluster(30, "10.77.0.0/22", 2);
     sim.cut(0, 1);
