@@ -60,6 +60,8 @@ pub struct Leases {
     resting: BTreeMap<Ipv4Addr, Time>,
     /// Where the next search starts.
     cursor: Option<Ipv4Addr>,
+    /// Whether what is active has changed since somebody asked.
+    changed: bool,
 }
 
 /// There is no free address in the node's ranges.
@@ -117,7 +119,7 @@ impl Leases {
             let gone = std::mem::take(&mut leases);
             resting.extend(gone.into_values().map(|lease| (lease.ipv4, now + QUARANTINE)));
         }
-        Self { leases, resting, cursor }
+        Self { leases, resting, cursor, changed: true }
     }
 
     /// The leases and what rests, to be stored. There is no clock that outlives the host: what is stored is how long
@@ -146,9 +148,19 @@ impl Leases {
         self.resting.retain(|_, until| *until > now);
     }
 
+    /// Whether what is active has changed since the last call.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
     /// All leases.
     pub fn all(&self) -> &BTreeMap<AttachmentId, Lease> {
         &self.leases
+    }
+
+    /// Whether an attachment is there and active.
+    pub fn is_active(&self, id: &AttachmentId) -> bool {
+        self.leases.get(id).is_some_and(|lease| lease.state == AttachmentState::Active)
     }
 
     /// The lease of an attachment.
@@ -183,17 +195,22 @@ impl Leases {
             pod: request.pod.clone(),
             netns_id: request.netns_id,
         };
+        self.changed |= self.is_active(&request.id);
         let entry = self.leases.entry(request.id.clone()).insert_entry(lease);
         Ok(entry.into_mut())
     }
 
     /// Notes that an attachment is active, or no longer; `false` when there is none.
     pub fn set_state(&mut self, id: &AttachmentId, state: AttachmentState) -> bool {
-        self.leases.get_mut(id).map(|lease| lease.state = state).is_some()
+        let Some(lease) = self.leases.get_mut(id) else { return false };
+        self.changed |= lease.state != state;
+        lease.state = state;
+        true
     }
 
     /// Releases an attachment's address into quarantine.
     pub fn release(&mut self, id: &AttachmentId, now: Time) -> Option<Lease> {
+        self.changed |= self.is_active(id);
         let lease = self.leases.remove(id)?;
         self.resting.insert(lease.ipv4, now + QUARANTINE);
         Some(lease)
@@ -201,6 +218,7 @@ impl Leases {
 
     /// Puts a lease back that was released and could not be stored.
     pub fn put_back(&mut self, id: AttachmentId, lease: Lease) {
+        self.changed = true;
         self.resting.remove(&lease.ipv4);
         self.leases.insert(id, lease);
     }
@@ -225,6 +243,12 @@ impl Leases {
     /// Addresses of `owned` that could be leased now.
     pub fn free(&self, owned: &RangeSet, reserved: Ipv4Addr) -> u64 {
         self.usage(owned, reserved).free
+    }
+
+    /// Whether [`Leases::free`] are `least` or more.
+    pub fn has_free(&self, least: u64, owned: &RangeSet, reserved: Ipv4Addr) -> bool {
+        let most_taken = 1 + self.leases.len() + self.resting.len();
+        usable(owned) >= least + most_taken as u64 || self.free(owned, reserved) >= least
     }
 
     fn none_free(&self, owned: &RangeSet, reserved: Ipv4Addr) -> NoFreeAddress {
@@ -265,10 +289,9 @@ fn odd(address: Ipv4Addr) -> bool {
 fn usable(owned: &RangeSet) -> u64 {
     // Counted by the /24 pieces, not by the address: a range may have a million of them.
     owned
-        .nets()
-        .iter()
-        .map(|net| {
-            let (first, last) = (u64::from(u32::from(net.network())), u64::from(u32::from(net.broadcast())));
+        .spans()
+        .map(|(first, last)| {
+            let (first, last) = (u64::from(u32::from(first)), u64::from(u32::from(last)));
             let zeros = last / 256 + 1 - first.div_ceil(256);
             let ends = (last + 1) / 256 - first / 256;
             (last - first + 1).saturating_sub(zeros + ends)

@@ -112,6 +112,11 @@ impl RangeSet {
         spans.first().is_some_and(|(start, end)| *start <= first && *end >= last)
     }
 
+    /// The first and the last address of each interval, both in the set; ascending.
+    pub fn spans(&self) -> impl Iterator<Item = (Ipv4Addr, Ipv4Addr)> {
+        self.spans.iter().map(|(first, last)| (Ipv4Addr::from(*first), Ipv4Addr::from(*last)))
+    }
+
     /// The set as the fewest prefixes, in ascending order.
     pub fn nets(&self) -> Vec<Ipv4Net> {
         let mut nets = Vec::new();

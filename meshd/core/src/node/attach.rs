@@ -64,7 +64,7 @@ impl Node {
         spare.subtract(kept);
         usable.subtract(&spare);
         if let Some(view) = &self.view
-            && self.leases.free(&usable, reserved) < LOW_WATER
+            && !self.leases.has_free(LOW_WATER, &usable, reserved)
             && let Some(first) = spare.nets().first()
             && let Ok(block) =
                 Ipv4Net::new(first.addr(), view.genesis().block_prefix().max(first.prefix_len()))
@@ -88,6 +88,7 @@ impl Node {
         if let Some(address) = self.leases.first_unused(&owned) {
             tracing::info!(%address, "mesh address");
             self.stored.mesh_ipv4 = Some(address);
+            self.stale = true;
             self.dirty.insert(StateFile::Node);
             self.refresh_record();
         }
@@ -129,7 +130,7 @@ impl Node {
 
     fn runs_low(&self) -> bool {
         let reserved = self.stored.mesh_ipv4.unwrap_or(Ipv4Addr::UNSPECIFIED);
-        self.doubt().is_none() && !self.is_out() && self.leases.free(&self.owned(), reserved) < LOW_WATER
+        self.doubt().is_none() && !self.is_out() && !self.leases.has_free(LOW_WATER, &self.owned(), reserved)
     }
 
     pub(super) fn addresses_deadline(&self) -> Option<Time> {
@@ -247,7 +248,7 @@ impl Node {
             Ok((reserved, _)) => reserved,
             Err(error) => return self.reply(id, Err(error)),
         };
-        let active = self.leases.get(&request.id).is_some_and(|lease| lease.state == AttachmentState::Active);
+        let active = self.leases.is_active(&request.id);
         // A host that lost the device (its container died without a DEL) may attach again, with the same address.
         let host_ifname = request.id.host_ifname();
         if active && !self.problems.iter().any(|problem| problem.object == host_ifname) {

@@ -53,6 +53,7 @@ impl Node {
     /// it is back, so it takes nothing away from the kernel. In a burst of changes the state waits for the next
     /// write, which is at most [`MAX_FLUSH_PAUSE`] away.
     pub(super) fn recompute_desired(&mut self) {
+        self.stale |= self.leases.take_changed();
         let (Some(view), Some(host)) = (&self.view, &self.host) else { return };
         let held = self.held && !self.dirty.is_empty() && self.now < self.next_flush;
         if !self.stale || held || self.now < self.next_desired || self.kept_out().is_some() {

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use mesh_keys::NodeId;
 
-use super::{Node, Output};
+use super::sessions::{Phase, Session};
+use super::{Node, Output, Seed};
 use crate::message::{Message, RefusalCode};
 use crate::time::Time;
 
@@ -89,6 +90,16 @@ struct MemberState {
 }
 
 impl Dialer {
+    /// Takes these for the seeds. What is known of one that was there before stays.
+    pub(super) fn set_seeds(&mut self, seeds: &[Seed]) {
+        let addresses: BTreeSet<SocketAddr> =
+            seeds.iter().flat_map(|seed| seed.addresses.iter().copied()).collect();
+        self.seeds.retain(|address, _| addresses.contains(address));
+        addresses.into_iter().for_each(|address| {
+            self.seeds.entry(address).or_default();
+        });
+    }
+
     pub(super) fn on_opened(&mut self, target: SocketAddr, node: NodeId) {
         self.in_flight.remove(&target);
         if let Some(seed) = self.seeds.get_mut(&target) {
@@ -208,19 +219,8 @@ impl Node {
 
     /// What the seeds said, own addresses left out.
     pub(super) fn seed_outcomes(&self) -> Vec<(SocketAddr, SeedOutcome)> {
-        self.seed_addresses()
-            .into_iter()
-            .map(|address| {
-                let outcome = self.dialer.seeds.get(&address).map(|seed| seed.outcome.clone());
-                (address, outcome.unwrap_or_default())
-            })
-            .collect()
-    }
-
-    fn seed_addresses(&self) -> Vec<SocketAddr> {
-        let all: BTreeSet<SocketAddr> =
-            self.config.seeds.iter().flat_map(|seed| seed.addresses.iter().copied()).collect();
-        all.into_iter().filter(|address| !self.is_own(address)).collect()
+        let others = self.dialer.seeds.iter().filter(|(address, _)| !self.is_own(address));
+        others.map(|(address, seed)| (*address, seed.outcome.clone())).collect()
     }
 
     pub(super) fn advance_dialer(&mut self) {
@@ -263,29 +263,36 @@ impl Node {
         self.gossip.as_ref().is_some_and(|gossip| gossip.unreachable() > 0)
     }
 
+    /// The seeds that are to be called, each when its time has come.
+    fn seeds_to_call(&self) -> impl Iterator<Item = (SocketAddr, &SeedState)> {
+        let seeds = self.dialer.seeds.iter().map(|(address, seed)| (*address, seed));
+        seeds.filter(|(address, seed)| {
+            !self.seed_is_met(seed)
+                && !self.dialer.in_flight.contains_key(address)
+                && !self.is_own(address)
+        })
+    }
+
     /// Whether nothing has to be asked of a seed: there is a session, or it is a member that gossip reaches.
     fn seed_is_met(&self, seed: &SeedState) -> bool {
         let Some(node) = &seed.node else { return false };
-        let mut with = self.sessions.with(node);
-        let session = with.any(|(_, session)| !matches!(session.phase, super::sessions::Phase::Closing));
-        session || self.gossip.as_ref().is_some_and(|gossip| gossip.is_heard(node))
+        let heard = self.gossip.as_ref().is_some_and(|gossip| gossip.is_heard(node));
+        let is_open = |(_, session): (_, &Session)| !matches!(session.phase, Phase::Closing);
+        heard || self.sessions.with(node).any(is_open)
     }
 
     fn call_seeds(&mut self) {
         let now = self.now;
         let joining = self.view.is_none();
-        for address in self.seed_addresses() {
-            self.dialer.seeds.entry(address).or_default();
-            let Some(state) = self.dialer.seeds.get(&address) else { continue };
-            if state.next > now || self.seed_is_met(state) || self.dialer.in_flight.contains_key(&address) {
-                continue;
-            }
+        let due = self.seeds_to_call().filter(|(_, seed)| seed.next <= now);
+        let due: Vec<_> = due.map(|(address, seed)| (address, seed.failures)).collect();
+        for (address, failures) in due {
             let (first, longest) =
                 if joining { (JOIN_PAUSE, JOIN_PAUSE_MAX) } else { (MEMBER_PAUSE, MEMBER_PAUSE_MAX) };
-            let pause = backoff(first, longest, state.failures);
+            let pause = backoff(first, longest, failures);
             let pause = self.jitter(pause);
             if let Some(state) = self.dialer.seeds.get_mut(&address) {
-                state.failures = state.failures.saturating_add(1);
+                state.failures = failures.saturating_add(1);
                 state.next = now + pause;
             }
             self.dialer.in_flight.insert(address, None);
@@ -339,10 +346,7 @@ impl Node {
     }
 
     pub(super) fn dial_deadline(&self) -> Option<Time> {
-        let seeds = self.seed_addresses().into_iter().filter_map(|address| {
-            let state = self.dialer.seeds.get(&address)?;
-            (!self.seed_is_met(state) && !self.dialer.in_flight.contains_key(&address)).then_some(state.next)
-        });
+        let seeds = self.seeds_to_call().map(|(_, seed)| seed.next);
         let waiting = self.dialer.waiting.values().map(|(next, _)| *next);
         let unreachable = self.has_unreachable().then_some(self.dialer.next_unreachable);
         seeds.chain(waiting).chain(unreachable).min()

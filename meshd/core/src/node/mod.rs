@@ -594,6 +594,7 @@ impl Node {
             next: now,
             config,
         };
+        node.dialer.set_seeds(&node.config.seeds);
         node.refresh_record();
         node.start_gossip();
         node
@@ -609,7 +610,10 @@ impl Node {
             Input::Datagram { from, bytes } => self.on_datagram(from, &bytes),
             Input::WallClock { unix_seconds } => self.wall_clock = Some((unix_seconds, self.now)),
             Input::Host(facts) => self.on_host(facts),
-            Input::Seeds(seeds) => self.config.seeds = seeds,
+            Input::Seeds(seeds) => {
+                self.dialer.set_seeds(&seeds);
+                self.config.seeds = seeds;
+            }
             Input::SessionOpened { session, peer, dialled, remote, secrets } => {
                 self.on_session_opened(session, peer, dialled, remote, secrets);
             }
@@ -671,16 +675,22 @@ impl Node {
             | Input::DialFailed { .. }
             | Input::Tunnels(_)
             | Input::PersistFailed(..)
-            | Input::Applied { .. } => false,
-            Input::Persisted(ticket) => {
-                !matches!(self.pending.get(ticket), None | Some(Pending::Nothing | Pending::Contested))
-            }
-            Input::Host(_)
+            | Input::Applied { .. }
             | Input::SessionOpened { .. }
             | Input::SessionClosed { .. }
-            | Input::Request(..)
             | Input::Tombstones(_)
-            | Input::Remains { .. } => true,
+            | Input::Remains { .. } => false,
+            Input::Persisted(ticket) => matches!(
+                self.pending.get(ticket),
+                Some(
+                    Pending::Member { .. }
+                        | Pending::Welcome { .. }
+                        | Pending::Granted { .. }
+                        | Pending::Declared { .. }
+                )
+            ),
+            Input::Request(_, Request::Remove(_) | Request::Declare(_)) | Input::Host(_) => true,
+            Input::Request(..) => false,
         }
     }
 

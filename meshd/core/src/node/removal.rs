@@ -6,7 +6,7 @@ use std::time::Duration;
 use mesh_keys::{IdentityKey, NodeId};
 
 use super::gossip::PUSH_ITEMS;
-use super::sessions::{Phase, nearest_chain};
+use super::sessions::nearest_chain;
 use super::{Node, Pending, RequestId, SessionId};
 use crate::api::{ApiError, ErrorCode};
 use crate::message::{Message, RefusalCode};
@@ -68,7 +68,7 @@ impl Node {
             .sessions
             .iter()
             .filter(|(_, session)| {
-                let known = members.was_admitted(&session.peer) || matches!(session.phase, Phase::Member);
+                let known = members.was_admitted(&session.peer) || session.is_of_member();
                 out || (known && !members.contains(&session.peer))
             })
             .map(|(id, _)| *id)

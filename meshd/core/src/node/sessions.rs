@@ -56,6 +56,13 @@ pub(super) struct Session {
     pub(super) replaced: Option<Time>,
 }
 
+impl Session {
+    /// Whether it is with a member that takes this node for one.
+    pub(super) fn is_of_member(&self) -> bool {
+        matches!(self.phase, Phase::Member)
+    }
+}
+
 /// All sessions.
 #[derive(Default)]
 pub(super) struct Sessions {
@@ -205,7 +212,7 @@ impl Node {
         }
         let message = match Message::decode(frame) {
             Ok(message) => message,
-            Err(error @ MalformedMessage::Unknown { .. }) if matches!(entry.phase, Phase::Member) => {
+            Err(error @ MalformedMessage::Unknown { .. }) if entry.is_of_member() => {
                 return tracing::debug!(peer = %peer.short(), %error, "passed over");
             }
             Err(error) => {
@@ -330,7 +337,7 @@ impl Node {
         let others: Vec<SessionId> = self
             .sessions
             .with(&peer)
-            .filter(|(id, session)| *id != chosen && matches!(session.phase, Phase::Member))
+            .filter(|(id, session)| *id != chosen && session.is_of_member())
             .map(|(id, _)| id)
             .collect();
         for id in others {
@@ -350,7 +357,7 @@ impl Node {
         let mut others: Vec<(Time, SessionId)> = self
             .sessions
             .with(&peer)
-            .filter(|(id, session)| Some(*id) != chosen && matches!(session.phase, Phase::Member))
+            .filter(|(id, session)| Some(*id) != chosen && session.is_of_member())
             .map(|(id, session)| (session.opened, id))
             .collect();
         others.sort_unstable();
@@ -363,7 +370,7 @@ impl Node {
     /// All sessions with a member.
     pub(super) fn sessions_with(&self, peer: &NodeId) -> Vec<SessionId> {
         let with_peer = self.sessions.with(peer);
-        with_peer.filter(|(_, session)| matches!(session.phase, Phase::Member)).map(|(id, _)| id).collect()
+        with_peer.filter(|(_, session)| session.is_of_member()).map(|(id, _)| id).collect()
     }
 
     /// The session that counts with a member.
@@ -381,7 +388,7 @@ impl Node {
     /// Which of several sessions with a member counts: the highest. Those with others have none.
     fn rank(&self, id: SessionId, session: &Session) -> Option<Rank> {
         let by_lower = session.dialled.is_some() == (self.id < session.peer_id);
-        matches!(session.phase, Phase::Member).then_some((by_lower, session.opened, id))
+        session.is_of_member().then_some((by_lower, session.opened, id))
     }
 
     /// Where the sessions that count lead to.
@@ -418,6 +425,7 @@ impl Node {
         let peer = entry.peer_id;
         match entry.phase {
             Phase::Member => {
+                self.stale = true;
                 if self.session_with(&peer).is_none() {
                     tracing::debug!(peer = %peer.short(), remote = %entry.remote, reason, "session ended");
                     self.dialer.on_lost(peer, entry.dialled.or(Some(entry.remote)), reason);
@@ -521,6 +529,7 @@ impl Node {
             Phase::Closing => return,
             Phase::Joining(_) => self.join_session_gone(session, dialled, reason),
             Phase::Member => {
+                self.stale = true;
                 self.dialer.on_ended(peer, dialled);
                 self.pair_session_changed(peer);
             }
