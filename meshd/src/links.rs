@@ -8,6 +8,7 @@ use std::time::Duration;
 use mesh_core::node::{Input, SessionId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::timeout;
+use zeroize::Zeroizing;
 
 use crate::session::{
     self, FrameReader, FrameWriter, HandshakeSlot, MAX_FRAME_MEMBER, Session, SessionError, TlsIdentity,
@@ -23,7 +24,7 @@ pub enum LinkEvent {
     /// A call did not.
     DialFailed(SocketAddr, String),
     /// A frame came in.
-    Frame(SessionId, Vec<u8>, Turn),
+    Frame(SessionId, Zeroizing<Vec<u8>>, Turn),
     /// A session ended.
     Closed(SessionId, String),
 }

@@ -23,3 +23,4 @@ pub mod ranges;
 pub mod state;
 pub mod time;
 pub mod view;
+mod wiped;

@@ -37,9 +37,11 @@ use mesh_keys::secret::Secret32;
 use mesh_keys::token::{ClusterPrefix, TokenSecret};
 use mesh_keys::{ClusterId, PskCheck, Signed, SignedAdmission, TokenId, WgPublic};
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use crate::gossip::catalogue::Name;
 use crate::view::{Delta, NodeRecord};
+use crate::wiped;
 
 /// Version of the protocol between nodes. Whether two versions fit is for the newer one to judge: see
 /// [`OLDEST_PROTOCOL`].
@@ -308,10 +310,9 @@ impl Message {
     }
 
     /// Writes one frame.
-    pub fn encode(&self) -> Vec<u8> {
-        // Serialising to a growing buffer fails only for types that postcard cannot express; none is used here,
-        // and a test encodes every variant.
-        postcard::to_allocvec(self).unwrap_or_default()
+    pub fn encode(&self) -> Zeroizing<Vec<u8>> {
+        // Fails only for types that postcard cannot express; none is used here, and a test encodes every variant.
+        wiped::encode(self)
     }
 
     /// Name of the variant, for log lines.

@@ -16,12 +16,12 @@ use mesh_keys::{ClusterId, Genesis, NodeId, Psk, WgPublic};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use zeroize::Zeroizing;
 
 use crate::api::{AttachmentId, NetnsId};
 use crate::leases::Lease;
 use crate::message::GroupKeyShare;
 use crate::view::{Delta, View};
+use crate::wiped;
 
 /// The files of the state directory that the core writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -327,9 +327,7 @@ const FIRST_CLUSTER: &[u8] = b"hauberk-state-1 cluster.state\n";
 
 fn seal(file: StateFile, contents: &impl Serialize) -> Vec<u8> {
     // Fails only for types that postcard cannot express; every type here is stored by a test.
-    // Some hold secrets: no copy of them is left behind.
-    let contents = Zeroizing::new(postcard::to_allocvec(contents).unwrap_or_default());
-    assemble(file, &[contents.as_slice()])
+    assemble(file, &[wiped::encode(contents).as_slice()])
 }
 
 fn assemble(file: StateFile, contents: &[&[u8]]) -> Vec<u8> {

@@ -72,7 +72,7 @@ async fn who_sends_much_gets_no_more_turns_than_others() {
     loop {
         let LinkEvent::Frame(_, frame, turn) = next(&mut happened).await else { panic!("no frame") };
         drop(turn);
-        if frame == [2] {
+        if *frame == [2] {
             break;
         }
         before += 1;
@@ -82,7 +82,7 @@ async fn who_sends_much_gets_no_more_turns_than_others() {
     let mut rest = 0;
     while before + rest < 200 {
         let LinkEvent::Frame(_, frame, _turn) = next(&mut happened).await else { panic!("no frame") };
-        assert_eq!(frame, [1; 1000]);
+        assert_eq!(*frame, [1; 1000]);
         rest += 1;
     }
 }

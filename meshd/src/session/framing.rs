@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
+use zeroize::Zeroizing;
 
 /// Longest frame from or to a peer that has not proved to be a member, in bytes.
 pub const MAX_FRAME_UNPROVEN: usize = 64 * 1024;
@@ -42,7 +43,7 @@ where
         max_frame: MAX_FRAME_UNPROVEN,
         length: [0; LENGTH_LEN],
         length_have: 0,
-        body: Vec::new(),
+        body: Zeroizing::default(),
         body_have: 0,
         ended: false,
         failed: failed.clone(),
@@ -66,7 +67,7 @@ pub struct FrameReader {
     max_frame: usize,
     length: [u8; LENGTH_LEN],
     length_have: usize,
-    body: Vec<u8>,
+    body: Zeroizing<Vec<u8>>,
     body_have: usize,
     ended: bool,
     failed: watch::Receiver<Option<WriteFailure>>,
@@ -83,7 +84,7 @@ impl FrameReader {
     /// [`SessionError::Stalled`] when the writer had to give up. After an error, and after `None`,
     /// there is nothing more: [`SessionError::Closed`]; but for a frame that is too long only for a peer
     /// that has not proved to be a member: it can be received once longer frames are accepted.
-    pub async fn recv(&mut self) -> Result<Option<Vec<u8>>, SessionError> {
+    pub async fn recv(&mut self) -> Result<Option<Zeroizing<Vec<u8>>>, SessionError> {
         if self.ended {
             return Err(SessionError::Closed { remote: self.remote });
         }
@@ -110,7 +111,7 @@ impl FrameReader {
         self.max_frame = bytes.min(MAX_FRAME_MEMBER);
     }
 
-    async fn next(&mut self) -> Result<Option<Vec<u8>>, SessionError> {
+    async fn next(&mut self) -> Result<Option<Zeroizing<Vec<u8>>>, SessionError> {
         while self.length_have < LENGTH_LEN {
             let got = self.read_length().await?;
             if got == 0 {
@@ -128,7 +129,11 @@ impl FrameReader {
         }
         while self.body_have < found {
             if self.body_have == self.body.len() {
-                self.body.resize(found.min(self.body_have + READ_STEP), 0);
+                // Not by `resize`: what it moves away from is not wiped.
+                let length = found.min((2 * self.body_have).max(FIRST_READ));
+                let mut longer = Zeroizing::new(vec![0; length]);
+                longer[..self.body_have].copy_from_slice(&self.body);
+                self.body = longer;
             }
             let got = self.read_body().await?;
             if got == 0 {
@@ -203,7 +208,7 @@ pub struct FrameWriter {
 }
 
 struct Queued {
-    bytes: Vec<u8>,
+    bytes: Zeroizing<Vec<u8>>,
     _space: OwnedSemaphorePermit,
 }
 
@@ -250,14 +255,14 @@ impl FrameWriter {
         self.task.abort();
     }
 
-    fn encode(&self, frame: &[u8]) -> Result<Vec<u8>, SessionError> {
+    fn encode(&self, frame: &[u8]) -> Result<Zeroizing<Vec<u8>>, SessionError> {
         let max = self.max_frame.load(Ordering::Relaxed);
         let length = u32::try_from(frame.len()).ok().filter(|_| (1..=max).contains(&frame.len()));
         let Some(length) = length else {
             let (remote, found) = (self.remote, frame.len());
             return Err(SessionError::FrameLength { direction: "to", remote, found, max });
         };
-        let mut bytes = Vec::with_capacity(LENGTH_LEN + frame.len());
+        let mut bytes = Zeroizing::new(Vec::with_capacity(LENGTH_LEN + frame.len()));
         bytes.extend_from_slice(&length.to_le_bytes());
         bytes.extend_from_slice(frame);
         Ok(bytes)
@@ -348,8 +353,8 @@ fn permits(bytes: &[u8]) -> u32 {
 }
 
 const LENGTH_LEN: usize = 4;
-/// Memory grows with what has arrived, in steps of this many bytes.
-const READ_STEP: usize = 64 * 1024;
+/// Memory grows with what has arrived: from this many bytes on, twofold each time.
+const FIRST_READ: usize = 64 * 1024;
 const QUEUE_FRAMES: usize = 256;
 /// Two frames of the greatest length.
 const QUEUE_BYTES: usize = 2 * MAX_FRAME_MEMBER;

@@ -52,5 +52,5 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("psk-offer", Message::PskOffer { keys, epoch: 1, check }),
         ("psk-commit", Message::PskCommit { epoch: u64::MAX, check }),
     ];
-    messages.into_iter().map(|(name, message)| (name, message.encode())).collect()
+    messages.into_iter().map(|(name, message)| (name, message.encode().to_vec())).collect()
 }

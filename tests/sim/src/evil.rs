@@ -79,7 +79,7 @@ pub fn any(dice: &mut Dice) -> Box<dyn Adversary> {
 }
 
 fn push(delta: Delta) -> Vec<u8> {
-    Message::Push { delta }.encode()
+    Message::Push { delta }.encode().to_vec()
 }
 
 /// To all sessions.

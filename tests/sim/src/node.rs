@@ -48,7 +48,7 @@ pub enum Act {
 pub fn act(output: Output) -> Act {
     match output {
         Output::Dial { target } => Act::Dial(target),
-        Output::Send { session, frame } => Act::Send(session, frame),
+        Output::Send { session, mut frame } => Act::Send(session, std::mem::take(&mut frame)),
         Output::Trust { .. } => Act::Nothing,
         Output::Close { session, reason } => Act::Close(session, reason),
         Output::Persist { ticket, files } => {

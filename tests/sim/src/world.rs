@@ -265,9 +265,9 @@ impl World {
                 let intruder = self.hosts[at].secret != SECRET;
                 if intruder && matches!(Message::decode(&frame), Ok(Message::JoinKeyOk { .. })) {
                     // It does not care whether the member has the secret: it wants in.
-                    return self.send_frame(at, session, Message::JoinAsk.encode());
+                    return self.send_frame(at, session, Message::JoinAsk.encode().to_vec());
                 }
-                self.tell(at, Input::SessionFrame { session, frame });
+                self.tell(at, Input::SessionFrame { session, frame: frame.into() });
             }
             Piece::End(reason) => self.tell(at, Input::SessionClosed { session, reason }),
         }

@@ -235,7 +235,7 @@ pub enum Input {
         /// On which session.
         session: SessionId,
         /// The frame.
-        frame: Vec<u8>,
+        frame: Zeroizing<Vec<u8>>,
     },
     /// A session ended, whoever ended it.
     SessionClosed {
@@ -367,7 +367,7 @@ pub enum Output {
         /// On which session.
         session: SessionId,
         /// The frame.
-        frame: Vec<u8>,
+        frame: Zeroizing<Vec<u8>>,
     },
     /// The other end is a member: longer frames may come.
     Trust {

@@ -335,7 +335,7 @@ impl Sim {
                             (Some(lie), Ok(message)) => lie(at, to, message).encode(),
                             _ => frame,
                         };
-                        for frame in (self.on_wire)(at, frame) {
+                        for frame in (self.on_wire)(at, frame.to_vec()) {
                             self.schedule(DELAY, Event::Deliver { to, session, frame });
                         }
                     }
@@ -403,7 +403,7 @@ impl Sim {
                 }
             }
             Event::Deliver { to, session, frame } => {
-                self.input(to, Input::SessionFrame { session, frame });
+                self.input(to, Input::SessionFrame { session, frame: frame.into() });
             }
             Event::Datagram { to, from, bytes } => self.input(to, Input::Datagram { from, bytes }),
             Event::Closed { to, session, reason } => {

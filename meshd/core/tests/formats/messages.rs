@@ -150,7 +150,9 @@ pub(crate) fn messages() -> Vec<(String, &'static str, Message)> {
 
 pub(crate) fn entries() -> Vec<Entry> {
     let entry = |(name, what, message): (String, &str, Message)| {
-        Entry::bytes(name, what, message.encode(), |frame| Ok(Message::decode(frame).map_err(say)?.encode()))
+        Entry::bytes(name, what, message.encode().to_vec(), |frame| {
+            Ok(Message::decode(frame).map_err(say)?.encode().to_vec())
+        })
     };
     messages().into_iter().map(entry).collect()
 }

@@ -27,7 +27,7 @@ const ADDED: [u8; 5] = [0xff, 1, 2, 3, 0xfe];
 #[test]
 fn fields_behind_a_message_are_passed_over() {
     for (name, _, message) in messages() {
-        let frame = [message.encode(), ADDED.to_vec()].concat();
+        let frame = [message.encode().to_vec(), ADDED.to_vec()].concat();
         assert_eq!(Message::decode(&frame).unwrap().encode(), message.encode(), "{name}");
     }
 }

@@ -61,9 +61,9 @@ async fn echo_works(dialler: &TlsIdentity, acceptor: &TlsIdentity) {
     let (a, b) = meet(dialler, acceptor).await;
     let (mut a, mut b) = (a.unwrap(), b.unwrap());
     a.writer.send(b"ping").await.unwrap();
-    assert_eq!(b.reader.recv().await.unwrap().unwrap(), b"ping");
+    assert_eq!(*b.reader.recv().await.unwrap().unwrap(), b"ping");
     b.writer.send(b"pong").await.unwrap();
-    assert_eq!(a.reader.recv().await.unwrap().unwrap(), b"pong");
+    assert_eq!(*a.reader.recv().await.unwrap().unwrap(), b"pong");
 }
 
 #[tokio::test]
@@ -84,12 +84,12 @@ async fn two_identities_meet_and_share_secrets_that_no_other_session_has() {
     assert_ne!(again.secrets.psk_seed, a.secrets.psk_seed);
 
     a.writer.send(&[1; MAX_FRAME_UNPROVEN]).await.unwrap();
-    assert_eq!(b.reader.recv().await.unwrap().unwrap(), [1; MAX_FRAME_UNPROVEN]);
+    assert_eq!(*b.reader.recv().await.unwrap().unwrap(), [1; MAX_FRAME_UNPROVEN]);
     a.trust_peer();
     b.trust_peer();
     assert!(b.slot.is_none());
     b.writer.send(&vec![2; MAX_FRAME_MEMBER]).await.unwrap();
-    assert_eq!(a.reader.recv().await.unwrap().unwrap(), vec![2; MAX_FRAME_MEMBER]);
+    assert_eq!(*a.reader.recv().await.unwrap().unwrap(), vec![2; MAX_FRAME_MEMBER]);
     drop(a);
     assert!(b.reader.recv().await.unwrap().is_none(), "a farewell");
 }

@@ -26,6 +26,7 @@ const SLOWNESS: Duration = Duration::from_secs(1);
 pub(super) fn crash_known(world: &mut World) -> Option<Duration> {
     let mut longest = Duration::ZERO;
     for _ in 0..CRASHES {
+        settle(world);
         let at = world.dice.below(world.hosts.len());
         let id = world.hosts[at].id();
         world.power_off(at);
@@ -34,9 +35,13 @@ pub(super) fn crash_known(world: &mut World) -> Option<Duration> {
         })?;
         longest = longest.max(took);
         world.start(at);
-        world.run_until(LIMIT, Duration::from_secs(1), |world| doubts(world).is_empty());
     }
     Some(longest)
+}
+
+/// Waits until nobody takes a live node for unreachable.
+fn settle(world: &mut World) {
+    world.run_until(LIMIT, Duration::from_secs(1), |world| doubts(world).is_empty());
 }
 
 pub(super) fn heal(world: &mut World) -> Option<Duration> {
@@ -50,13 +55,11 @@ pub(super) fn heal(world: &mut World) -> Option<Duration> {
     }
     world.network.heal(world.now());
     world.network_changed();
-    let took = world.run_until(LIMIT, Duration::from_millis(200), |world| {
+    world.run_until(LIMIT, Duration::from_millis(200), |world| {
         let mut sums = world.hosts.iter().filter_map(|host| host.node().and_then(Node::gossip_fingerprint));
         let first = sums.next();
         sums.all(|sum| Some(sum) == first)
-    });
-    world.run_until(LIMIT, Duration::from_secs(1), |world| doubts(world).is_empty());
-    took
+    })
 }
 
 /// Live nodes that are called unreachable: by whom, and whom.
@@ -73,6 +76,7 @@ fn doubts(world: &World) -> BTreeSet<(usize, NodeId)> {
 
 /// How often a live node is called unreachable by another one. There is at least one slow host.
 pub(super) fn false_unreachable(world: &mut World, span: Duration) -> u64 {
+    settle(world);
     let (loss, slow) = BAD_NETWORK;
     world.network.lose_more(loss.saturating_sub(NetworkSettings::default().loss));
     let hosts = world.hosts.len();

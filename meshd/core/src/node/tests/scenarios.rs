@@ -336,7 +336,7 @@ fn garbage_on_a_session_closes_it_and_the_mesh_heals() {
     meshed(&mut sim, 10 * SECOND);
     let (session, _) = sim.node(0).sessions.iter().next().map(|(id, s)| (*id, s.peer)).unwrap();
     let refusal = Message::Refuse(Refusal::new(RefusalCode::Protocol, "x".repeat(10_000))).encode();
-    for frame in [vec![], vec![0xff; 64], refusal] {
+    for frame in [vec![].into(), vec![0xff; 64].into(), refusal] {
         sim.input(0, Input::SessionFrame { session, frame });
     }
     sim.run(5 * SECOND);

@@ -16,7 +16,7 @@ fn as_newer(from: usize, frame: Vec<u8>) -> Vec<Vec<u8>> {
         let (Hello::Joiner { protocol, .. } | Hello::Member { protocol, .. }) = &mut **hello;
         *protocol += 1;
     }
-    let longer = [message.encode(), vec![1, 2, 3]].concat();
+    let longer = [message.encode().to_vec(), vec![1, 2, 3]].concat();
     let unknown = vec![Message::VARIANTS as u8, 9, 9];
     // Before the two take each other for members, nothing may stand where something else is due.
     let among_members = matches!(
@@ -49,9 +49,9 @@ fn an_unknown_message_does_not_end_a_session() {
     let mut sim = cluster(32, 2);
     meshed(&mut sim, 10 * SECOND);
     let session = *sim.node(0).sessions.iter().map(|(id, _)| id).find(|id| is_member(&sim, id)).unwrap();
-    sim.input(0, Input::SessionFrame { session, frame: vec![Message::VARIANTS as u8, 1, 2] });
+    sim.input(0, Input::SessionFrame { session, frame: vec![Message::VARIANTS as u8, 1, 2].into() });
     assert!(is_member(&sim, &session));
-    sim.input(0, Input::SessionFrame { session, frame: vec![0xff; 9] });
+    sim.input(0, Input::SessionFrame { session, frame: vec![0xff; 9].into() });
     assert!(!is_member(&sim, &session), "unlike one that is malformed");
 }
 
@@ -62,7 +62,7 @@ fn a_protocol_that_is_too_old_is_refused_with_a_sentence() {
         Ok(Message::Hello(mut hello)) if from == 1 => {
             let (Hello::Joiner { protocol, .. } | Hello::Member { protocol, .. }) = &mut *hello;
             *protocol = crate::message::OLDEST_PROTOCOL - 1;
-            vec![Message::Hello(hello).encode()]
+            vec![Message::Hello(hello).encode().to_vec()]
         }
         _ => vec![frame],
     };
