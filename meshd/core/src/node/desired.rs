@@ -86,6 +86,19 @@ impl Node {
         self.emit(Output::Desired { revision, state });
     }
 
+    /// Whether the last state that went out follows from what the node knows now, or is about to be replaced.
+    #[cfg(test)]
+    pub(super) fn desires_what_it_should(&self) -> bool {
+        let (Some(view), Some(host)) = (&self.view, &self.host) else { return true };
+        let not_durable = self.dirty.contains(&StateFile::Cluster)
+            || self.pending.values().any(super::Pending::is_of_the_view);
+        self.stale
+            || not_durable
+            || self.revision == 0
+            || self.kept_out().is_some()
+            || *self.desired == self.desired_state(view, host)
+    }
+
     pub(super) fn desired_deadline(&self) -> Option<Time> {
         (self.stale && self.next_desired > self.now).then_some(self.next_desired)
     }

@@ -267,9 +267,7 @@ impl Node {
     fn seeds_to_call(&self) -> impl Iterator<Item = (SocketAddr, &SeedState)> {
         let seeds = self.dialer.seeds.iter().map(|(address, seed)| (*address, seed));
         seeds.filter(|(address, seed)| {
-            !self.seed_is_met(seed)
-                && !self.dialer.in_flight.contains_key(address)
-                && !self.is_own(address)
+            !self.seed_is_met(seed) && !self.dialer.in_flight.contains_key(address) && !self.is_own(address)
         })
     }
 

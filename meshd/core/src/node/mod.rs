@@ -519,6 +519,20 @@ enum Pending {
     Released { request: Option<RequestId>, leases: Vec<(AttachmentId, crate::leases::Lease)>, gc: bool },
 }
 
+impl Pending {
+    /// Whether something of the view waits to be on disk.
+    fn is_of_the_view(&self) -> bool {
+        match self {
+            Self::Member { .. } | Self::Welcome { .. } | Self::Granted { .. } | Self::Declared { .. } => true,
+            Self::Nothing
+            | Self::Contested
+            | Self::Leased { .. }
+            | Self::Activated { .. }
+            | Self::Released { .. } => false,
+        }
+    }
+}
+
 impl Node {
     /// A node as it was when it last wrote its state. This start is counted already ([`Stored::count_start`]), and that
     /// is durable. `seed` is random.
@@ -680,15 +694,7 @@ impl Node {
             | Input::SessionClosed { .. }
             | Input::Tombstones(_)
             | Input::Remains { .. } => false,
-            Input::Persisted(ticket) => matches!(
-                self.pending.get(ticket),
-                Some(
-                    Pending::Member { .. }
-                        | Pending::Welcome { .. }
-                        | Pending::Granted { .. }
-                        | Pending::Declared { .. }
-                )
-            ),
+            Input::Persisted(ticket) => self.pending.get(ticket).is_some_and(Pending::is_of_the_view),
             Input::Request(_, Request::Remove(_) | Request::Declare(_)) | Input::Host(_) => true,
             Input::Request(..) => false,
         }

@@ -324,6 +324,7 @@ impl Sim {
                         continue;
                     }
                     assert!(next > now, "a deadline in the past");
+                    assert!(node.desires_what_it_should(), "host{at} has missed a change");
                     self.hosts[at].next = next;
                     self.schedule(next - now, Event::Tick { to: at });
                     return;
