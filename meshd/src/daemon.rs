@@ -143,7 +143,7 @@ pub async fn run(config: Config) -> Result<()> {
     let clock = move || Time::from_origin(origin.elapsed());
     // Counted when nothing can fail any more, and noted at once: a start that is counted and not noted leaves the next
     // one in doubt.
-    store.count_start(&mut stored)?;
+    store.count_start(&mut stored, &identity.public().node_id(), previous_start.as_ref())?;
     let mut node = Node::new(node_config, identity, stored, *seed, clock());
     let mut shell = Shell {
         store,

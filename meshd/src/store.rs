@@ -16,9 +16,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use mesh_core::api::{AttachmentId, DEFAULT_STATE_DIR, TOMBSTONE_DIR, Tombstone};
+use mesh_core::node::StartMark;
 use mesh_core::state::{StateFile, Stored};
 use mesh_keys::rand_core::{CryptoRng, RngCore};
-use mesh_keys::{Identity, WgSecret};
+use mesh_keys::{Identity, NodeId, WgSecret};
 use mesh_sys::files::{self, LockFile, Ours};
 use zeroize::Zeroizing;
 
@@ -121,8 +122,8 @@ impl Store {
     ///
     /// # Errors
     /// The start is not counted then.
-    pub fn count_start(&self, stored: &mut Stored) -> Result<()> {
-        let (file, bytes) = stored.count_start();
+    pub fn count_start(&self, stored: &mut Stored, node: &NodeId, before: Option<&StartMark>) -> Result<()> {
+        let (file, bytes) = stored.count_start(node, before);
         self.write(file, &bytes)
     }
 

@@ -20,6 +20,7 @@ use sha2::{Digest as _, Sha256};
 use crate::api::{AttachmentId, NetnsId};
 use crate::leases::Lease;
 use crate::message::GroupKeyShare;
+use crate::node::StartMark;
 use crate::view::{Delta, View};
 use crate::wiped;
 
@@ -259,9 +260,15 @@ impl Stored {
         Ok(stored)
     }
 
-    /// Counts the start that reads this. Returns the file that has to be durable before the node starts.
-    pub fn count_start(&mut self) -> (StateFile, Vec<u8>) {
-        self.node.generation += 1;
+    /// Counts the start of `node` that reads this. Returns the file that has to be durable before the node starts.
+    ///
+    /// `before` is what the host remembers: it may have spoken up with a generation that found no room on the disk.
+    pub fn count_start(&mut self, node: &NodeId, before: Option<&StartMark>) -> (StateFile, Vec<u8>) {
+        let goes_on = |before: &&StartMark| {
+            before.node == *node && before.superseded.is_none() && !self.writes.is_older_than(&before.writes)
+        };
+        let said = before.filter(goes_on).map_or(0, |before| before.generation);
+        self.node.generation = self.node.generation.max(said) + 1;
         let number = self.writes.last() + 1;
         self.writes.note(StateFile::Node, number);
         (StateFile::Node, numbered(StateFile::Node, &encode_node(&self.node), number))
@@ -532,7 +539,7 @@ mod tests {
         assert!(old.is_older_than(&new) && !new.is_older_than(&old) && !new.is_older_than(&new));
 
         let mut stored = Stored::decode(&disk(file(300))).unwrap();
-        let (name, bytes) = stored.count_start();
+        let (name, bytes) = stored.count_start(&NodeId::from_bytes([1; 16]), None);
         let mut files = disk(file(300));
         files.insert(name, bytes);
         let again = Stored::decode(&files).unwrap();

@@ -97,6 +97,8 @@ impl World {
                 self.power_off(at);
                 self.later(at, 1, 60, Relief::Start);
             }
+            // With the last disk the cluster is gone.
+            Fault::LostDisk if !self.is_elsewhere(at) => {}
             Fault::LostDisk => {
                 self.say(format!("host{at} ({}): disk lost", self.hosts[at].id().short()));
                 self.power_off(at);
@@ -158,6 +160,11 @@ impl World {
         }
     }
 
+    /// Whether the cluster is on the disk of another host, too.
+    fn is_elsewhere(&self, at: usize) -> bool {
+        self.hosts.iter().any(|host| host.at != at && !host.evil && host.disk.is_of_a_member())
+    }
+
     fn restore(&mut self, at: usize) {
         let count = self.hosts[at].backups.len();
         if count == 0 {
@@ -170,6 +177,7 @@ impl World {
         self.say(format!("host{at} ({}): disk put back to an older state{how}", self.hosts[at].id().short()));
         if runs_on {
             self.kill(at);
+            self.hosts[at].put_back = true;
         } else {
             self.power_off(at);
         }

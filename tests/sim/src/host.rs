@@ -63,6 +63,11 @@ impl Disk {
         }
     }
 
+    /// Whether the cluster is on it.
+    pub fn is_of_a_member(&self) -> bool {
+        self.view.is_some() || self.files.contains_key(&StateFile::Cluster)
+    }
+
     /// The newest key of the group, for adversaries.
     pub fn group_key(&self) -> Option<GroupKey> {
         let stored = Stored::decode(&self.files).ok()?;
@@ -73,11 +78,11 @@ impl Disk {
     ///
     /// # Errors
     /// The node wrote what it cannot read.
-    pub fn load(&mut self) -> Result<Stored, UnusableState> {
+    pub fn load(&mut self, before: Option<&StartMark>) -> Result<Stored, UnusableState> {
         let mut stored = Stored::decode(&self.files)?;
         stored.view = stored.view.or_else(|| self.view.clone());
         stored.writes.join(&self.view_writes);
-        self.files.extend([stored.count_start()]);
+        self.files.extend([stored.count_start(&self.identity.public().node_id(), before)]);
         Ok(stored)
     }
 }
@@ -139,6 +144,8 @@ pub struct Host {
     pub disk: Disk,
     /// Older states of the disk.
     pub backups: Vec<Disk>,
+    /// The disk was put back while the host ran on: it does not know what its pods have had since.
+    pub put_back: bool,
     /// The disk takes nothing.
     pub disk_full: bool,
     /// The kernel.
@@ -178,6 +185,7 @@ impl Host {
             process: None,
             disk: Disk::new(dice),
             backups: Vec::new(),
+            put_back: false,
             disk_full: false,
             kernel: Arc::new(HostState::default()),
             pods: BTreeMap::new(),

@@ -33,7 +33,7 @@ impl World {
         if host.process.is_some() || host.retired {
             return;
         }
-        match host.disk.load() {
+        match host.disk.load(host.last_start.as_ref()) {
             Ok(stored) => self.start_from(at, stored),
             Err(error) => {
                 let text = format!("host{at} cannot read what it wrote: {error}");
@@ -136,7 +136,11 @@ impl World {
         host.pods.clear();
         host.forgotten.clear();
         host.traffic.clear();
+        let put_back = std::mem::take(&mut host.put_back);
         self.model.all_end(at);
+        if put_back {
+            self.model.rest_is_forgotten(at);
+        }
     }
 
     fn end_process(&mut self, at: usize) {

@@ -334,12 +334,7 @@ impl Node {
         }
     }
 
-    /// The higher generation could not be written.
-    pub(super) fn contest_later(&mut self) {
-        self.standing.unsaid = true;
-    }
-
-    /// The higher generation is on disk.
+    /// The higher generation is on disk, or there is no room for it.
     pub(super) fn contest(&mut self) {
         self.compare_all_keys();
         self.version = 0;

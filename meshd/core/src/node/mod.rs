@@ -875,7 +875,8 @@ impl Node {
             self.unsaid.append((**delta).clone());
         }
         if matches!(pending, Some(Pending::Contested)) {
-            self.contest_later();
+            // The copy does not wait for this disk, and the host remembers the generation.
+            self.contest();
         }
         match pending {
             None => {}

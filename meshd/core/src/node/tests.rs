@@ -205,7 +205,8 @@ impl Sim {
     fn boot(&self, at: usize, secret: JoinSecret, seed: [u8; 32]) -> (Node, (StateFile, Vec<u8>)) {
         let host = &self.hosts[at];
         let mut stored = Stored::decode(&host.disk).unwrap();
-        let counted = stored.count_start();
+        let before = host.last_start.filter(|(boot, _)| *boot == self.boot).map(|(_, mark)| mark);
+        let counted = stored.count_start(&host.identity.public().node_id(), before.as_ref());
         let mut lanes = vec![LaneConfig::new(0, "meshwg0", 6784, host.lane.clone())];
         match host.claims {
             Some(Claim::First(key)) => lanes[0].key = key,
@@ -233,7 +234,7 @@ impl Sim {
             mtu: None,
             software: "sim".into(),
             boot: self.boot.into(),
-            previous_start: host.last_start.filter(|(boot, _)| *boot == self.boot).map(|(_, mark)| mark),
+            previous_start: before,
             backend: (Backend::Userspace, "simulated".into()),
         };
         (Node::new(config, host.identity.clone(), stored, seed, self.now), counted)

@@ -42,6 +42,32 @@ fn a_copy_of_a_running_node_gets_nothing_and_the_node_goes_on() {
 }
 
 #[test]
+fn a_node_that_is_copied_speaks_up_without_room_on_its_disk_and_goes_on_after_a_restart() {
+    for seed in 0..8 {
+        let mut sim = cluster(440 + seed, 3);
+        meshed(&mut sim, 10 * SECOND);
+        sim.run(3 * SECOND);
+        sim.attach(1, "before").unwrap();
+        let copy = copy(&mut sim, 1);
+        sim.hosts[1].disk_full = true;
+        sim.start(copy);
+        for _ in 0..30 {
+            sim.run(SECOND);
+            assert!(sim.attach(copy, "pod").is_err(), "seed {seed}");
+        }
+        assert!(sim.node(copy).is_outdated());
+        // The generation that it spoke up with is not on its disk.
+        sim.kill(1);
+        sim.hosts[1].disk_full = false;
+        sim.start(1);
+        sim.run(3 * SECOND);
+        assert!(sim.attach(1, "after").is_ok(), "seed {seed}: {:?}", sim.node(1).status().problems);
+        sim.run(30 * SECOND);
+        assert!(sim.node(copy).is_outdated() && !sim.node(1).is_outdated(), "seed {seed}");
+    }
+}
+
+#[test]
 fn whoever_is_copied_hears_of_it_before_it_can_die() {
     for seed in 0..8 {
         let mut sim = cluster(400 + seed, 9);
