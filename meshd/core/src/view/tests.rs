@@ -340,7 +340,7 @@ fn taught(a: &View, b: &View) -> View {
 }
 
 /// With the removals of the others.
-fn aware(view: &View, others: [&View; 2]) -> View {
+fn aware(view: &View, others: &[&View]) -> View {
     let mut aware = view.clone();
     for other in others {
         let mut told = other.to_delta();
@@ -363,7 +363,7 @@ proptest! {
     ) {
         let (mut a, mut b, mut c) = (view_in(anchored, &a), view_in(anchored, &b), view_in(anchored, &c));
         if anchored {
-            (a, b, c) = (aware(&a, [&b, &c]), aware(&b, [&a, &c]), aware(&c, [&a, &b]));
+            (a, b, c) = (aware(&a, &[&b, &c]), aware(&b, &[&a, &c]), aware(&c, &[&a, &b]));
         }
         prop_assert_eq!(&joined(&a, &a), &a);
         let ab = joined(&a, &b);
