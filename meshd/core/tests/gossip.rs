@@ -59,13 +59,17 @@ fn record_content(version: u32) -> Content {
     Content(content)
 }
 
+fn record_item(place: usize, version: u32) -> Vec<u8> {
+    let mut bytes = vec![0; RECORD_LEN];
+    bytes[..4].copy_from_slice(&short(place).to_le_bytes());
+    bytes[4..8].copy_from_slice(&version.to_le_bytes());
+    bytes
+}
+
 impl Store for Records {
     fn item(&self, name: &Name) -> Option<Vec<u8>> {
         let place = *self.shared.places.get(&NodeId::from_bytes(name.id))?;
-        let mut bytes = vec![0; RECORD_LEN];
-        bytes[..4].copy_from_slice(&(place as u32).to_le_bytes());
-        bytes[4..8].copy_from_slice(&self.versions[place].to_le_bytes());
-        Some(bytes)
+        Some(record_item(place, self.versions[place]))
     }
 
     fn offer(&mut self, kind: Kind, item: &[u8]) -> Offered {
@@ -342,12 +346,30 @@ impl Net {
                     payloads.push(bytes);
                 }
             }
+            Malice::Chatter => {
+                let now = self.now;
+                let peer = &mut self.peers[last];
+                // Its own copy keeps to what the others have heard by now.
+                let said = peer.store.versions[last] + 100;
+                peer.store.versions[last] = said;
+                peer.gossip.publish(record_name(self.shared.ids[last]), record_content(said), now);
+                for version in said + 1..=said + 100 {
+                    let mut writer = Writer::default();
+                    assert!(writer.push_item(RECORD, &record_item(last, version)));
+                    payloads.push(writer.take());
+                }
+                self.settle(last);
+            }
         }
         let now = self.now;
-        for payload in payloads {
+        let pause = Duration::from_secs(1) / short(payloads.len().max(1));
+        for (number, payload) in payloads.into_iter().enumerate() {
             let payload: Rc<[u8]> = payload.into();
             for to in 0..last {
-                let delay = Duration::from_micros(20_000 + u64::from(self.rng.next_u32() % 100_000));
+                let mut delay = Duration::from_micros(20_000 + u64::from(self.rng.next_u32() % 100_000));
+                if matches!(malice, Malice::Chatter) {
+                    delay += pause * short(number);
+                }
                 self.later(now + delay, Due::Deliver { from: last, to, payload: Rc::clone(&payload) });
             }
         }
@@ -408,8 +430,10 @@ impl Net {
     /// Times until each of `changes` records was known to all.
     fn spread(&mut self, changes: usize, every: Duration) -> Vec<Duration> {
         let mut made = Vec::new();
+        // Nobody can follow what the chatterer says.
+        let places = self.peers.len() - usize::from(matches!(self.malice, Some(Malice::Chatter)));
         for _ in 0..changes {
-            let place = self.rng.next_u32() as usize % self.peers.len();
+            let place = self.rng.next_u32() as usize % places;
             let at = self.now;
             made.push((at, place, self.change(place)));
             self.run(every);
@@ -455,6 +479,12 @@ enum Malice {
     Replay,
     /// Sends bytes without meaning.
     Garbage,
+    /// Says something new of itself a hundred times a second, to everybody.
+    Chatter,
+}
+
+fn short(number: usize) -> u32 {
+    u32::try_from(number).unwrap()
 }
 
 fn overhear(overheard: &mut Vec<Vec<u8>>, payload: &[u8]) {
@@ -693,4 +723,9 @@ fn a_member_that_replays_what_it_has_seen_changes_nothing() {
 #[test]
 fn a_member_that_sends_garbage_changes_nothing() {
     suffer(Malice::Garbage, 1_000);
+}
+
+#[test]
+fn a_member_that_says_something_new_all_the_time_is_passed_on_in_bounds() {
+    suffer(Malice::Chatter, 25_000);
 }

@@ -2,22 +2,38 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::catalogue::Name;
+use super::catalogue::{Kind, Name};
+
+/// So many times a piece of news may be replaced while it is passed on and still be told at once, each time. A member that
+/// says something new of itself all the time is passed on at the pace of repetitions.
+const HURRIED: u8 = 4;
 
 /// What is still to be told, to whom does not matter.
 #[derive(Debug, Default)]
 pub(super) struct Rumours {
-    /// How often each has been told, and which of its places in the queues counts.
-    told: BTreeMap<Name, (u8, u64)>,
+    told: BTreeMap<Name, Told>,
     /// Names by how often they have been told, the newest last.
     queues: Vec<VecDeque<(Name, u64)>>,
     places: u64,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    /// How often.
+    times: u8,
+    /// Which of its places in the queues counts.
+    place: u64,
+    /// How often it was replaced by something newer.
+    replaced: u8,
+}
+
 impl Rumours {
     /// There is something new under this name.
     pub(super) fn add(&mut self, name: Name) {
-        self.queue(name, 0);
+        let replaced = self.told.get(&name).map_or(0, |told| told.replaced.saturating_add(1));
+        // Who accuses whom comes from many members within a moment, and is limited elsewhere.
+        let hurried = replaced <= HURRIED || name.kind == Kind::LIVENESS;
+        self.queue(name, u8::from(!hurried), replaced);
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -42,7 +58,7 @@ impl Rumours {
             while taken.len() < most
                 && let Some((name, place)) = queue.pop_back()
             {
-                if self.told.get(&name).is_some_and(|(_, counts)| *counts == place) {
+                if self.told.get(&name).is_some_and(|told| told.place == place) {
                     taken.push(name);
                 }
             }
@@ -52,19 +68,19 @@ impl Rumours {
 
     /// `name` has been told `times` more; it is forgotten when that makes `limit`.
     pub(super) fn told(&mut self, name: Name, times: u8, limit: u8) {
-        let Some((told, _)) = self.told.get(&name) else { return };
-        let told = told.saturating_add(times);
-        if told >= limit {
+        let Some(told) = self.told.get(&name).copied() else { return };
+        let times = told.times.saturating_add(times);
+        if times >= limit {
             self.told.remove(&name);
         } else {
-            self.queue(name, told);
+            self.queue(name, times, told.replaced);
         }
     }
 
     /// `name` has not been told after all.
     pub(super) fn put_back(&mut self, name: Name) {
-        if let Some((told, _)) = self.told.get(&name).copied() {
-            self.queue(name, told);
+        if let Some(told) = self.told.get(&name).copied() {
+            self.queue(name, told.times, told.replaced);
         }
     }
 
@@ -73,20 +89,19 @@ impl Rumours {
         self.told.remove(name);
     }
 
-    fn queue(&mut self, name: Name, told: u8) {
-        let queue = usize::from(told);
+    fn queue(&mut self, name: Name, times: u8, replaced: u8) {
+        let queue = usize::from(times);
         if self.queues.len() <= queue {
             self.queues.resize_with(queue + 1, VecDeque::new);
         }
         self.places += 1;
-        self.told.insert(name, (told, self.places));
+        self.told.insert(name, Told { times, place: self.places, replaced });
         self.queues[queue].push_back((name, self.places));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::catalogue::Kind;
     use super::*;
 
     fn name(byte: u8) -> Name {
@@ -123,5 +138,25 @@ mod tests {
         rumours.told(taken[2], 3, 6);
         rumours.add(taken[2]);
         assert_eq!((rumours.len(), tell(&mut rumours, 9, false)), (2, vec![1, 3]));
+    }
+    #[test]
+    fn what_is_replaced_all_the_time_waits_for_the_next_repetition() {
+        let mut rumours = Rumours::default();
+        let mut hurried = 0;
+        for _ in 0..20 {
+            rumours.add(name(1));
+            hurried += tell(&mut rumours, 9, true).len();
+        }
+        assert_eq!(hurried, 1 + usize::from(HURRIED));
+        assert!(!rumours.has_untold());
+        assert_eq!(tell(&mut rumours, 9, false), [1], "and is told then");
+        while !tell(&mut rumours, 9, false).is_empty() {}
+        rumours.add(name(1));
+        assert_eq!(tell(&mut rumours, 9, true), [1], "after a while without news it is news again");
+        let life = Name { kind: Kind::LIVENESS, ..name(2) };
+        for _ in 0..20 {
+            rumours.add(life);
+            assert_eq!(tell(&mut rumours, 9, true), [2]);
+        }
     }
 }
