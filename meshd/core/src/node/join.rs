@@ -6,6 +6,12 @@
 //! may, and only when every other seed turns out to have no cluster: it asks them first, for at most
 //! [`ASK_SEEDS`]. A seed that has a cluster but refuses us stops it for good: better to wait and say so than to
 //! make a second cluster. All others wait, and say for what.
+//!
+//! # Called by a member
+//!
+//! A member that nobody can call, behind a NAT, calls its own seeds. Who has a key file joins then, too
+//! ([`Node::joins_when_called`]). Until the caller has proved that it has the key, its call keeps this node from nothing:
+//! neither from joining by a call of its own, nor from founding.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -197,7 +203,10 @@ impl Node {
         }
         let outcomes = self.seed_outcomes();
         if outcomes.iter().any(|(_, outcome)| matches!(outcome, SeedOutcome::Refused(_)))
-            || self.sessions.values().any(|session| matches!(session.phase, Phase::Joining(_)))
+            || self
+                .sessions
+                .values()
+                .any(|session| session.dialled.is_some() && matches!(session.phase, Phase::Joining(_)))
         {
             return false;
         }
@@ -322,8 +331,16 @@ impl Node {
 
     // The joining end.
 
+    /// Whether this node may join through a session that the other end opened, which can be anybody. Nobody guesses the
+    /// 256 bits of a key file; but each session could be a guess of the password, and tokens are for those whose address the
+    /// operator has given.
+    pub(super) fn joins_when_called(&self) -> bool {
+        matches!(self.config.secret, JoinSecret::Key(_))
+    }
+
     pub(super) fn on_join_offer(&mut self, session: SessionId, key: bool, password: bool) {
-        if self.view.is_some() || self.sessions.get(&session).is_none_or(|entry| entry.dialled.is_none()) {
+        let called = self.sessions.get(&session).is_none_or(|entry| entry.dialled.is_none());
+        if self.view.is_some() || (called && !self.joins_when_called()) {
             return self.refuse(session, RefusalCode::Protocol, "a join offer does not belong here");
         }
         let theirs = match (key, password) {
@@ -341,6 +358,9 @@ impl Node {
             let reason = format!("this node has {ours}, but the member admits by {theirs}");
             tracing::warn!("{reason}");
             return self.refuse(session, RefusalCode::WrongMethod, &reason);
+        }
+        if called {
+            return self.prove(session);
         }
         self.set_phase(session, Phase::Joining(Joining::Ready));
     }
@@ -373,7 +393,13 @@ impl Node {
             (Joining::KeySent, Message::JoinKeyOk { proof }) => {
                 let JoinSecret::Key(key) = &self.config.secret else { return };
                 match key.verify_server_proof(&binding, &self.me, &sponsor, &proof) {
-                    Ok(()) => self.ask(session),
+                    Ok(()) if self.join.current.is_some_and(|current| current != session) => {
+                        self.close(session, "joining through another member");
+                    }
+                    Ok(()) => {
+                        self.join.current = Some(session);
+                        self.ask(session);
+                    }
                     Err(error) => {
                         tracing::warn!(%remote, "cannot join through {remote}: {error}");
                         self.refuse(session, RefusalCode::WrongKey, &error.to_string());

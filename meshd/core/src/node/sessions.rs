@@ -184,7 +184,7 @@ impl Node {
         }
     }
 
-    fn hello(&self) -> Hello {
+    pub(super) fn hello(&self) -> Hello {
         match (&self.view, self.view.as_ref().and_then(|view| view.signed_record(&self.id))) {
             (Some(view), Some(record)) => Hello::Member {
                 protocol: PROTOCOL,
@@ -249,20 +249,14 @@ impl Node {
             return self.refuse(session, RefusalCode::Version, &reason);
         }
         let Some(view) = &mut self.view else {
-            // Nobody here can judge it. We dial members ourselves.
+            if matches!(hello, Hello::Member { .. }) && !dialled && self.joins_when_called() {
+                let hello = self.hello();
+                return self.send(session, &Message::Hello(Box::new(hello)));
+            }
             return self.refuse(session, RefusalCode::NoCluster, "this node is in no cluster yet");
         };
         match hello {
-            Hello::Joiner { name, .. } => {
-                if dialled {
-                    return self.refuse(
-                        session,
-                        RefusalCode::Protocol,
-                        "the end that was dialled cannot join",
-                    );
-                }
-                self.start_sponsoring(session, &name);
-            }
+            Hello::Joiner { name, .. } => self.start_sponsoring(session, &name),
             Hello::Member { cluster, chain, record, .. } => {
                 if cluster != view.cluster() {
                     // Not which one this is: it has proved nothing.

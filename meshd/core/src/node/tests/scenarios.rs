@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::message::{Message, Refusal, RefusalCode};
+use crate::node::sessions::Phase;
 use crate::state::write_of;
 
 pub(super) const SECOND: Duration = Duration::from_secs(1);
@@ -99,6 +100,81 @@ fn a_fourth_host_joins_with_one_address_within_a_second() {
             "tunnels that were there are not disturbed"
         );
     }
+}
+
+/// A founder that nobody calls, and another host in its list, which knows nobody else.
+fn called(seed: u64, founder: SimSecret, other: SimSecret, seeds_of_other: &[usize]) -> Sim {
+    let mut sim = Sim::new(seed);
+    sim.add(&[0, 1], founder);
+    sim.add(seeds_of_other, other);
+    sim.start(0);
+    sim.run(5 * SECOND);
+    sim.start(1);
+    sim
+}
+
+const NOBODY: usize = 77;
+
+#[test]
+fn a_host_that_reaches_no_member_joins_when_one_calls_it() {
+    let mut sim = called(60, SimSecret::Key(7), SimSecret::Key(7), &[NOBODY]);
+    let took = meshed(&mut sim, 60 * SECOND);
+    assert!(took < 35 * SECOND, "with the next call: {took:?}");
+    assert!(sim.attach(1, "pod").is_ok());
+    // Both call at once: it is let in once.
+    for seed in 61..81 {
+        let mut sim = called(seed, SimSecret::Key(7), SimSecret::Key(7), &[0, 1]);
+        sim.run(u32::try_from(seed % 5).unwrap() * SECOND / 20);
+        meshed(&mut sim, 5 * SECOND);
+        assert_eq!(sim.node(0).view().unwrap().admissions().members().count(), 2);
+    }
+}
+
+/// Somebody calls host 1, offers to let it in, and says nothing more.
+fn call_in_silence(sim: &mut Sim) {
+    let session = SessionId(u64::MAX);
+    let stranger = Identity::generate(&mut sim.rng).public();
+    let (_, channel) = MemoryChannel::pair(stranger, sim.hosts[1].identity.public(), &[1; 32]);
+    let secrets = SessionSecrets::derive(&channel).unwrap();
+    let remote = address(NOBODY);
+    let hello = Message::Hello(Box::new(sim.node(0).hello()));
+    sim.input(1, Input::SessionOpened { session, peer: stranger, dialled: None, remote, secrets });
+    for message in [hello, Message::JoinOffer { key: true, password: false }] {
+        sim.input(1, Input::SessionFrame { session, frame: message.encode() });
+    }
+    let session = sim.node(1).sessions.get(&session).unwrap();
+    assert!(matches!(session.phase, Phase::Joining(_)), "it was told the proof of the key");
+}
+
+#[test]
+fn whoever_calls_without_the_key_keeps_nobody_from_founding_or_joining() {
+    for founds in [true, false] {
+        let mut sim = called(90, SimSecret::Key(8), SimSecret::Key(7), &[usize::from(founds), 2]);
+        if !founds {
+            sim.add(&[], SimSecret::Key(7));
+            sim.start(2);
+        }
+        call_in_silence(&mut sim);
+        sim.run(3 * SECOND);
+        let own = sim.node(1).view().unwrap().genesis();
+        let founder = if founds { 1 } else { 2 };
+        assert_eq!(own.founder(), sim.hosts[founder].identity.public());
+        sim.run(40 * SECOND);
+    }
+}
+
+#[test]
+fn nobody_who_calls_gets_a_guess_of_the_password_or_the_token() {
+    let password = || SimSecret::Password("correct horse battery");
+    let mut sim = called(92, password(), password(), &[NOBODY]);
+    sim.run(60 * SECOND);
+    assert!(sim.node(1).view().is_none());
+    let view = sim.node(0).view().unwrap();
+    assert!(view.tries_of(&sim.hosts[0].identity.public()).is_none(), "no try was made");
+    let token = mesh_keys::JoinToken::generate(&view.cluster(), &mut ChaCha20Rng::seed_from_u64(1));
+    let mut sim = called(93, password(), SimSecret::Token(token), &[NOBODY]);
+    sim.run(60 * SECOND);
+    assert!(sim.node(1).view().is_none());
 }
 
 #[test]
