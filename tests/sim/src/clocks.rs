@@ -1,13 +1,12 @@
 //! Wall clocks of the hosts, and what depends on them: when nodes may join, and by which tokens. Nothing else does.
 
 use mesh_core::api::NewToken;
-use mesh_core::node::{Input, Request};
+use mesh_core::node::Input;
 use mesh_core::time::Time;
 use mesh_keys::{Admission, JoinMode, JoinToken, JoinWindow, Signed, Token, TokenId};
 
 use crate::host::Host;
 use crate::model::SECRET;
-use crate::pods::Asked;
 use crate::world::World;
 
 /// Steps of a clock, in seconds: what a time server corrects, a time zone, a clock that began at zero.
@@ -92,21 +91,21 @@ impl World {
             _ => JoinWindow::Until(self.wall_clock(at) + self.dice.below(LASTS) as u64),
         };
         self.say(format!("host{at}: joining is {window:?} from now on"));
-        self.ask(at, Request::SetJoinWindow(window), Asked::Decide);
+        self.ask_join_window(at, window);
     }
 
     /// A host joins by a token that the operator of another one has made.
     pub(crate) fn join_by_token(&mut self, by: usize) {
-        let Some(view) = self.hosts[by].node().and_then(|node| node.view()) else { return };
+        let Some(view) = self.view(by) else { return };
         let token = JoinToken::generate(&view.cluster(), self.dice.rng());
         let expires = self.wall_clock(by) + self.dice.below(LASTS) as u64;
         let new = NewToken { id: token.id, hash: token.hash(), expires, uses: 1 };
         let id: TokenId = token.id;
         let Some(at) = self.newcomer(SECRET) else { return };
         self.say(format!("host{by} makes a token, good for {LASTS} s at most; host{at} starts with it"));
-        self.ask(by, Request::CreateToken(new), Asked::Decide);
+        self.ask_token(by, new);
         if self.dice.chance(2_000) {
-            self.ask(by, Request::RevokeToken(id), Asked::Decide);
+            self.ask_revocation(by, id);
         }
         self.hosts[at].token = Some(token);
         self.start(at);
@@ -128,10 +127,10 @@ impl World {
 
     /// In the end joining is open.
     pub(crate) fn open_the_doors(&mut self, by: usize) {
-        let window = self.hosts[by].node().and_then(|node| node.view()).map(|view| view.join_window());
+        let window = self.view(by).map(|view| view.join_window());
         if window.is_some_and(|window| window != JoinWindow::Open) {
             self.say(format!("host{by}: joining is open from now on"));
-            self.ask(by, Request::SetJoinWindow(JoinWindow::Open), Asked::Decide);
+            self.ask_join_window(by, JoinWindow::Open);
         }
     }
 }

@@ -12,7 +12,8 @@ use mesh_core::ranges::RangeSet;
 use mesh_core::view::{Delta, Grant, NodeRecord, Promises, Reclaim, View};
 use mesh_keys::frame::GroupKey;
 use mesh_keys::{
-    Admission, BodyId, Identity, IdentityKey, JoinMode, NodeId, PskCheck, Removal, Signable, Signed, WgPublic,
+    Admission, BodyId, Identity, IdentityKey, JoinMode, JoinToken, JoinWindow, NodeId, PskCheck, Removal,
+    Signable, Signed, SignedJoinPolicy, SignedRemoval, Token, WgPublic,
 };
 
 use crate::dice::Dice;
@@ -133,6 +134,16 @@ impl Adversary for Forger {
             grants: Vec::new(),
         };
         delta.removals.extend(forged(&removal, me.identity));
+        if !me.view.genesis().is_flat() {
+            // What only an admin key may say, in its own name.
+            delta.removals.extend(SignedRemoval::issue(cluster, other, victim, Vec::new(), me.identity));
+            let closed = JoinWindow::Closed;
+            delta.policies.extend(SignedJoinPolicy::issue(cluster, u64::MAX / 2, closed, me.identity));
+            let (secret, signer) = (JoinToken::generate(&cluster, dice.rng()), mine);
+            let (id, hash) = (secret.id, secret.hash());
+            let token = Token { cluster, id, hash, expires: u64::MAX, uses: 1, signer };
+            delta.tokens.extend(Signed::sign(&token, me.identity));
+        }
         let newcomer = Identity::generate(dice.rng()).public();
         let admission = Admission {
             cluster,

@@ -3,12 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use mesh_core::node::Request;
 use mesh_keys::NodeId;
 
 use crate::evil;
 use crate::model::SECRET;
-use crate::pods::Asked;
 use crate::queue::Event;
 use crate::settings::Fault;
 use crate::world::World;
@@ -251,15 +249,9 @@ impl World {
         self.ask_removal(by, subject);
     }
 
-    /// The operator of a host removes a member.
-    pub(crate) fn ask_removal(&mut self, by: usize, subject: NodeId) {
-        self.model.may_go(subject);
-        self.ask(by, Request::Remove(subject), Asked::Remove(subject));
-    }
-
     /// Members by the account of a host that no disk holds any more.
     pub fn lost(&self, by: usize) -> Vec<NodeId> {
-        let Some(view) = self.hosts[by].node().and_then(|node| node.view()) else { return Vec::new() };
+        let Some(view) = self.view(by) else { return Vec::new() };
         let held: Vec<NodeId> =
             self.hosts.iter().filter(|host| !host.retired).map(|host| host.id()).collect();
         view.admissions().members().map(|(id, _)| *id).filter(|id| !held.contains(id)).collect()

@@ -237,6 +237,9 @@ fn replay(settings: &crate::settings::Settings) -> String {
         settings.span.as_secs(),
         settings.fault_pause.as_secs()
     );
+    if settings.plain {
+        command.push_str(" --plain");
+    }
     if settings.faults != Fault::ALL {
         let names: Vec<&str> = settings.faults.iter().map(|fault| fault.name()).collect();
         command.push_str(&format!(" --only {}", names.join(",")));

@@ -12,6 +12,7 @@
 //! | [`network`], [`links`] | delay, loss, cuts, NAT; control sessions on top |
 //! | [`host`], [`pods`] | disk, kernel, daemon; the container runtime |
 //! | [`faults`], [`clocks`] | what goes wrong; wall clocks, and what depends on them |
+//! | `operators` | what operators decide, with and without an admin key |
 //! | [`evil`], [`evil_datagrams`], [`outsider`] | members that mean harm; somebody on the network who does |
 //! | [`tunnels`] | what WireGuard would carry between the hosts, and tells of it |
 //! | [`model`] | what must hold at every moment |
@@ -36,6 +37,7 @@ pub mod links;
 pub mod model;
 pub mod network;
 pub mod node;
+mod operators;
 pub mod outsider;
 pub mod pods;
 mod power;

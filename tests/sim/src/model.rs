@@ -11,7 +11,7 @@
 //! * **P2** also: what a node has leased lies within what is its own by its own account, so that nobody gives away a block
 //!   that is in use; no two pods of a host have the same address; and an address that a pod of a host had is given to no
 //!   other pod there for 60 s.
-//! * **P3** also: nobody is removed that no operator wanted out; nobody is let in while joining is closed, or by a token
+//! * **P3** also: nobody is removed that no operator wanted out, and in an anchored cluster only by the admin key; nobody is let in while joining is closed, or by a token
 //!   that has ended, by the clock of the one who lets it in.
 //! * A node never sends a range to two peers, nor to a member that it knows to be removed.
 
@@ -82,6 +82,8 @@ pub struct Model {
     out: BTreeSet<NodeId>,
     /// Ranges that a lying member granted.
     tainted: BTreeSet<Ipv4Net>,
+    /// The admin key of an anchored cluster.
+    admin: Option<IdentityKey>,
     /// Whom operators wanted out.
     unwanted: BTreeSet<NodeId>,
     /// When the last pod with an address ended, by host.
@@ -94,6 +96,11 @@ pub struct Model {
 pub const MOST_BREACHES: usize = 20;
 
 impl Model {
+    /// Nothing has happened yet, in a cluster with this admin key or in a flat one.
+    pub fn new(admin: Option<IdentityKey>) -> Self {
+        Self { admin, ..Self::default() }
+    }
+
     /// Notes a breach.
     pub fn breach(&mut self, at: Time, promise: &'static str, text: String) {
         let known = self.breaches.iter().any(|breach| breach.promise == promise && breach.text == text);
@@ -303,16 +310,22 @@ impl Model {
         }
         for item in &delta.removals {
             self.check(item, at, now, |removal: &Removal| removal.signer);
-            if let Ok(removal) = item.decode()
-                && !self.unwanted.contains(&removal.subject.node_id())
-            {
-                let who = removal.subject.node_id().short();
+            let Ok(removal) = item.decode() else { continue };
+            let who = removal.subject.node_id().short();
+            self.check_authority(removal.signer, at, now);
+            if !self.unwanted.contains(&removal.subject.node_id()) {
                 self.breach(
                     now,
                     "P3",
                     format!("host{at} takes {who} for removed, which no operator wanted out"),
                 );
             }
+        }
+        let policies = delta.policies.iter().filter_map(|item| Some(item.decode().ok()?.signer));
+        let tokens = delta.tokens.iter().filter_map(|item| Some(item.decode().ok()?.signer));
+        let revocations = delta.revocations.iter().filter_map(|item| Some(item.decode().ok()?.signer));
+        for signer in policies.chain(tokens).chain(revocations) {
+            self.check_authority(signer, at, now);
         }
         for item in &delta.reclaims {
             self.check(item, at, now, |reclaim: &Reclaim| reclaim.to);
@@ -346,6 +359,7 @@ impl Model {
         };
         let signer = signer(&body);
         let made = match self.known.get(&signer) {
+            None if self.admin == Some(signer) => memo::was_signed(&signer, T::DOMAIN, item.body()),
             Some(known) => known.evil || memo::was_signed(&signer, T::DOMAIN, item.body()),
             // An identity that an adversary made up.
             None => self.known.values().any(|known| known.evil),
@@ -355,6 +369,15 @@ impl Model {
         } else {
             let who = signer.node_id().short();
             self.breach(now, "P3", format!("host{at} holds a {} that {who} has not signed", T::DOMAIN));
+        }
+    }
+
+    /// In an anchored cluster some things are for the admin key to say.
+    fn check_authority(&mut self, signer: IdentityKey, at: usize, now: Time) {
+        if self.admin.is_some_and(|admin| admin != signer) {
+            let who = signer.node_id().short();
+            let text = format!("host{at} believes what {who} says, which only the admin key may");
+            self.breach(now, "P3: authority", text);
         }
     }
 

@@ -14,7 +14,7 @@ use mesh_core::node::{
 use mesh_core::state::StateFile;
 use mesh_core::time::Time;
 use mesh_keys::join::JoinKey;
-use mesh_keys::{JoinToken, Secret32, SessionSecrets, WgSecret};
+use mesh_keys::{IdentityKey, JoinToken, Secret32, SessionSecrets, WgSecret};
 use sha2::{Digest as _, Sha256};
 
 use crate::network::CONTROL_PORT;
@@ -90,6 +90,8 @@ pub struct Plan {
     pub previous_start: Option<StartMark>,
     /// See [`Config::max_calls`].
     pub max_calls: usize,
+    /// The admin key, should it found the cluster.
+    pub admin: Option<IdentityKey>,
     /// The cluster's range, should it found it, and the length of the prefix of blocks.
     pub range: (Ipv4Net, u8),
 }
@@ -118,7 +120,7 @@ pub fn config(plan: &Plan) -> Config {
         boot: plan.boot.clone(),
         previous_start: plan.previous_start,
         max_calls: plan.max_calls,
-        admin_keys: Vec::new(),
+        admin_keys: plan.admin.into_iter().collect(),
         backend: (Backend::Userspace, "simulated".to_owned()),
     }
 }

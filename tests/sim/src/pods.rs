@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mesh_core::api::{ApiError, AttachRequest, AttachmentId};
 use mesh_core::node::{Request, RequestId, Response};
-use mesh_keys::NodeId;
+use mesh_keys::{JoinWindow, NodeId};
 
 use crate::host::Pod;
 use crate::queue::Event;
@@ -31,6 +31,10 @@ pub enum Asked {
     Remove(NodeId),
     /// Who may join, and when.
     Decide,
+    /// What the removal of a member has to say.
+    RemovalPlan(NodeId),
+    /// What is said of joining, before something else is said.
+    JoinWindow(JoinWindow),
 }
 
 impl World {
@@ -153,10 +157,15 @@ impl World {
             }
             (Asked::Activate(id), Err(_)) => self.delete(at, &id, false),
             (Asked::Remove(id), Ok(_)) => self.say(format!("host{at} has removed {}", id.short())),
-            (Asked::Remove(id), Err(error)) => {
+            (Asked::Remove(id) | Asked::RemovalPlan(id), Err(error)) => {
                 self.say(format!("host{at} cannot remove {}: {error}", id.short()));
             }
-            (Asked::Decide, Err(error)) => self.say(format!("host{at} cannot decide that: {error}")),
+            (Asked::Decide | Asked::JoinWindow(_), Err(error)) => {
+                self.say(format!("host{at} cannot decide that: {error}"))
+            }
+            (asked @ (Asked::RemovalPlan(_) | Asked::JoinWindow(_)), Ok(answer)) => {
+                self.prepared(at, &asked, &answer);
+            }
             (Asked::Attach(_), Ok(_)) | (Asked::Detach, _) | (Asked::Decide, Ok(_)) => {}
         }
     }

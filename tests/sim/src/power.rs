@@ -9,6 +9,7 @@ use mesh_core::host::{HostState, Route};
 use mesh_core::node::{HostFacts, Input, Node};
 use mesh_core::state::Stored;
 use mesh_core::time::Time;
+use mesh_keys::AdminKey;
 
 use crate::host::{Disk, Process};
 use crate::links::LinkId;
@@ -61,6 +62,7 @@ impl World {
             boot: format!("boot {at} {}", host.boot),
             previous_start: host.last_start,
             max_calls: self.max_calls,
+            admin: self.admin.as_ref().map(AdminKey::public),
             range: self.range,
         };
         Node::new(node::config(&plan), host.disk.identity.clone(), stored, seed, Time::ZERO)

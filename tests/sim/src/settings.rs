@@ -161,6 +161,8 @@ pub struct Settings {
     pub tunnels: bool,
     /// What the wall clocks show at the start, in seconds since 1970.
     pub wall_clock: u64,
+    /// The cluster has an admin key, which operators sign with.
+    pub anchored: bool,
     /// Nothing is saved: each node checks each signature, and a cluster that is measured has come about by itself.
     pub plain: bool,
 }
@@ -209,6 +211,8 @@ impl Settings {
             range: if seed.is_multiple_of(3) { scarce(nodes) } else { (RANGE, BLOCK) },
             tunnels: true,
             wall_clock: WALL_CLOCK,
+            // The last digit in base four, as scarcity is the last in base three: all combinations come.
+            anchored: seed % 4 == 3,
             plain: false,
         }
     }
@@ -220,6 +224,7 @@ impl Settings {
             pod_pause: Duration::ZERO,
             range: (RANGE, BLOCK),
             tunnels: false,
+            anchored: false,
             network: NetworkSettings::default(),
             ..Self::chaos(nodes, seed, span)
         }

@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 use mesh_core::message::Message;
-use mesh_core::node::{Input, Request, RequestId, SessionId};
+use mesh_core::node::{Input, Node, Request, RequestId, SessionId};
 use mesh_core::state::StateFile;
 use mesh_core::time::Time;
+use mesh_core::view::View;
+use mesh_keys::AdminKey;
 use sha2::{Digest as _, Sha256};
 
 use crate::dice::Dice;
@@ -17,6 +19,7 @@ use crate::links::{Arrival, Links, Piece};
 use crate::model::{Breach, Model, SECRET};
 use crate::network::Network;
 use crate::node::{self, Act};
+use crate::operators;
 use crate::outsider::Outsider;
 use crate::pods::Asked;
 use crate::queue::{Call, Event, Queue};
@@ -63,6 +66,8 @@ pub struct World {
     pub(crate) clones: usize,
     /// Addresses in use at two copies of one disk that reached no common member: the exception of P2.
     pub excused: usize,
+    /// The admin key, in an anchored cluster.
+    pub(crate) admin: Option<AdminKey>,
     /// Calls that a node may have under way: see [`mesh_core::node::Config::max_calls`].
     pub max_calls: usize,
     trace: Sha256,
@@ -76,12 +81,13 @@ impl World {
         } else {
             mesh_keys::memo::install();
         }
+        let admin = operators::admin_key(&settings);
         Self {
             queue: Queue::default(),
             network: Network::new(settings.network.clone(), settings.seed),
             links: Links::default(),
             hosts: Vec::new(),
-            model: Model::default(),
+            model: Model::new(admin.as_ref().map(AdminKey::public)),
             evil: BTreeMap::new(),
             outsider: None,
             dice: Dice::new(settings.seed, 0),
@@ -97,6 +103,7 @@ impl World {
             pod_names: 0,
             clones: 0,
             excused: 0,
+            admin,
             max_calls: mesh_core::node::MAX_CALLS,
             trace: Sha256::new(),
             settings,
@@ -106,6 +113,11 @@ impl World {
     /// The clock.
     pub fn now(&self) -> Time {
         self.queue.now
+    }
+
+    /// What a host takes the cluster for.
+    pub(crate) fn view(&self, at: usize) -> Option<&View> {
+        self.hosts[at].node().and_then(Node::view)
     }
 
     /// A hash of all that happened.

@@ -58,6 +58,14 @@ fn the_same_seed_gives_the_same_run_and_another_seed_another() {
 }
 
 #[test]
+fn in_an_anchored_cluster_operators_remove_members_with_the_admin_key() {
+    let faults = vec![Fault::LostDisk, Fault::Remove];
+    let outcome = healing::chaos(Settings { anchored: true, faults, ..Settings::short(7) });
+    assert_eq!(outcome.breaches, []);
+    assert!(outcome.trail.iter().any(|line| line.contains("has removed")), "{:?}", outcome.trail);
+}
+
+#[test]
 fn nothing_but_joining_depends_on_the_wall_clock() {
     let about_time = [Fault::ClockStep, Fault::JoinWindow, Fault::Token, Fault::Intruder];
     let run = |wall_clock| {
