@@ -21,21 +21,31 @@ fn has_devices(sim: &Sim, at: usize) -> bool {
     sim.hosts[at].kernel.bridge.is_some() || !sim.hosts[at].kernel.lanes.is_empty()
 }
 
+/// Three hosts, and a copy of the second, which has a pod; the copy has not started.
+fn copied(seed: u64) -> (Sim, usize) {
+    let mut sim = cluster(seed, 3);
+    meshed(&mut sim, 10 * SECOND);
+    sim.run(3 * SECOND);
+    sim.attach(1, "before").unwrap();
+    let copy = copy(&mut sim, 1);
+    (sim, copy)
+}
+
+fn copy_gets_nothing(sim: &mut Sim, copy: usize, seed: u64) {
+    sim.start(copy);
+    for _ in 0..30 {
+        sim.run(SECOND);
+        assert!(sim.attach(copy, "pod").is_err(), "seed {seed}");
+    }
+    assert!(sim.node(copy).is_outdated() && !has_devices(sim, copy), "seed {seed}");
+}
+
 #[test]
 fn a_copy_of_a_running_node_gets_nothing_and_the_node_goes_on() {
     for seed in 0..8 {
-        let mut sim = cluster(40 + seed, 3);
-        meshed(&mut sim, 10 * SECOND);
-        sim.run(3 * SECOND);
-        sim.attach(1, "before").unwrap();
-        let copy = copy(&mut sim, 1);
-        sim.start(copy);
-        for _ in 0..30 {
-            sim.run(SECOND);
-            assert!(sim.attach(copy, "pod").is_err(), "seed {seed}");
-        }
+        let (mut sim, copy) = copied(40 + seed);
+        copy_gets_nothing(&mut sim, copy, seed);
         assert!(sim.attach(1, "after").is_ok(), "seed {seed}: {:?}", sim.node(1).status().problems);
-        assert!(sim.node(copy).is_outdated() && !has_devices(&sim, copy));
         let problems = sim.node(1).status().problems;
         assert!(problems.iter().any(|problem| problem.contains("copy of this node's disk")), "{problems:?}");
     }
@@ -44,18 +54,9 @@ fn a_copy_of_a_running_node_gets_nothing_and_the_node_goes_on() {
 #[test]
 fn a_node_that_is_copied_speaks_up_without_room_on_its_disk_and_goes_on_after_a_restart() {
     for seed in 0..8 {
-        let mut sim = cluster(440 + seed, 3);
-        meshed(&mut sim, 10 * SECOND);
-        sim.run(3 * SECOND);
-        sim.attach(1, "before").unwrap();
-        let copy = copy(&mut sim, 1);
+        let (mut sim, copy) = copied(440 + seed);
         sim.hosts[1].disk_full = true;
-        sim.start(copy);
-        for _ in 0..30 {
-            sim.run(SECOND);
-            assert!(sim.attach(copy, "pod").is_err(), "seed {seed}");
-        }
-        assert!(sim.node(copy).is_outdated());
+        copy_gets_nothing(&mut sim, copy, seed);
         // The generation that it spoke up with is not on its disk.
         sim.kill(1);
         sim.hosts[1].disk_full = false;
