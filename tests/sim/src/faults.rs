@@ -159,7 +159,7 @@ impl World {
     }
 
     /// Whether the cluster is on the disk of another host, too.
-    fn is_elsewhere(&self, at: usize) -> bool {
+    pub(crate) fn is_elsewhere(&self, at: usize) -> bool {
         self.hosts.iter().any(|host| host.at != at && !host.evil && host.disk.is_of_a_member())
     }
 

@@ -84,12 +84,18 @@ impl World {
     fn operate(&mut self) {
         self.give_key_files();
         for at in 0..self.hosts.len() {
-            if self.hosts[at].outdated() || self.hosts[at].is_out() {
-                self.say(format!("host{at}: the operator removes the state directory"));
-                self.power_off(at);
-                self.wipe(at);
-                self.start(at);
+            if !self.hosts[at].outdated() && !self.hosts[at].is_out() {
+                continue;
             }
+            self.power_off(at);
+            if self.is_elsewhere(at) {
+                self.say(format!("host{at}: the operator removes the state directory"));
+                self.wipe(at);
+            } else {
+                // The other thing that the status proposes.
+                self.say(format!("host{at}: the operator reboots the last host that has the cluster"));
+            }
+            self.start(at);
         }
         let Some(by) = self.hosts.iter().find(|host| host.serves() && !host.outdated()).map(|host| host.at)
         else {
