@@ -103,6 +103,8 @@ struct Shelf<'a> {
     view: &'a mut View,
     identity: &'a Identity,
     early: &'a mut Early,
+    /// Not to be shown yet: see [`Node::promises_wait`].
+    hidden: Option<Name>,
     learned: Learned,
     words: Words,
 }
@@ -139,7 +141,7 @@ impl Shelf<'_> {
 
 impl Store for Shelf<'_> {
     fn item(&self, name: &Name) -> Option<Vec<u8>> {
-        self.view.item(name)
+        self.view.item(name).filter(|_| self.hidden != Some(*name))
     }
 
     /// What is new is published by [`Node::learned`], with all that it brings about.
@@ -210,11 +212,13 @@ impl Node {
 
     /// Lets gossip act on the view, and draws the consequences.
     fn with_gossip(&mut self, act: impl FnOnce(&mut Gossip, &mut Shelf<'_>, Time)) -> Words {
+        let hidden = self.hidden();
         let (Some(gossip), Some(view)) = (&mut self.gossip, &mut self.view) else { return Words::default() };
         let mut shelf = Shelf {
             view,
             identity: &self.identity,
             early: &mut self.early,
+            hidden,
             learned: Learned::default(),
             words: Words::default(),
         };
@@ -265,6 +269,7 @@ impl Node {
     }
 
     pub(super) fn on_member_message(&mut self, session: SessionId, peer: NodeId, message: Message) {
+        let hidden = self.hidden();
         let Some(view) = &mut self.view else { return };
         match message {
             Message::Gossip { payload } => {
@@ -278,7 +283,7 @@ impl Node {
             Message::Want { names } => {
                 let mut delta = Delta::default();
                 let mut room = ANSWER_BYTES;
-                for name in names.iter().take(PUSH_ITEMS) {
+                for name in names.iter().take(PUSH_ITEMS).filter(|name| hidden != Some(**name)) {
                     let Some(item) = view.item(name) else { continue };
                     // What finds no room is asked for again, when views are compared.
                     if item.len() > room && !delta.is_empty() {
@@ -501,13 +506,30 @@ impl Node {
         }
     }
 
+    /// Whether what this node promises is not on disk yet. Others rely on it for good: a node that has told it and then
+    /// forgets it would promise something else, under the same version.
+    fn promises_wait(&self) -> bool {
+        self.being_written().chain([&self.unsaid]).any(|delta| !delta.promises.is_empty())
+    }
+
+    /// What is in the view and must not be shown to anybody, although its name can be guessed.
+    fn hidden(&self) -> Option<Name> {
+        self.promises_wait().then(|| Name::of_node(Kind::PROMISES, &self.id))
+    }
+
+    /// What this node promises, as an item, and the version of that, once it is on disk.
+    fn promises_to_tell(&self) -> Option<(Vec<u8>, u64)> {
+        let view = self.view.as_ref().filter(|_| !self.promises_wait())?;
+        let item = view.item(&Name::of_node(Kind::PROMISES, &self.id))?;
+        Some((item, view.promises_of(&self.id)?.version))
+    }
+
     /// Tells those who wait for it what this node promises about removed nodes: until they say that they know.
     fn tell_heirs(&mut self) {
         self.heirs.next = None;
+        let Some((item, version)) = self.promises_to_tell() else { return };
         let Some(view) = &self.view else { return };
-        let own = Name::of_node(Kind::PROMISES, &self.id);
-        let (Some(item), Some(made)) = (view.item(&own), view.promises_of(&self.id)) else { return };
-        let (version, now) = (made.version, self.now);
+        let now = self.now;
         let mut heirs = view.heirs();
         heirs.remove(&self.id);
         self.heirs.all.retain(|heir, _| heirs.contains(heir));
@@ -533,7 +555,7 @@ impl Node {
         let question = question.take();
         let mut whole = Writer::default();
         // What does not fit into a datagram is sent to those who say that they do not know it.
-        let whole = if whole.push_item(own.kind, &item) { whole.take() } else { question.clone() };
+        let whole = if whole.push_item(Kind::PROMISES, &item) { whole.take() } else { question.clone() };
         for heir in tell {
             // Two nodes behind NATs do not reach each other: another member hands it on.
             if self.session_with(&heir).is_none()
@@ -592,10 +614,9 @@ impl Node {
             answer.push_item(Kind::PROMISES_KNOWN, &known.to_le_bytes());
             self.send_payload(peer, &answer.take());
         }
+        let Some((item, version)) = self.promises_to_tell() else { return };
         let Some(view) = &self.view else { return };
-        let own = Name::of_node(Kind::PROMISES, &self.id);
         let (Some(known), Some(heir)) = (words.knows, self.heirs.all.get_mut(&peer)) else { return };
-        let Some(version) = view.promises_of(&self.id).map(|promises| promises.version) else { return };
         if known == version {
             let start = view.record(&peer).map_or(0, |record| record.start);
             heir.known = Some((start, version, now));
@@ -603,12 +624,13 @@ impl Node {
             return;
         }
         heir.known = None;
-        let item = view.item(&own).filter(|item| !Writer::default().push_item(own.kind, item));
+        let is_long = !Writer::default().push_item(Kind::PROMISES, &item);
         let again = heir.pushed.is_none_or(|at| now.since(at) >= PUSH_AGAIN);
         if known < version
             && again
+            && is_long
             && !self.dialer.is_waiting(&peer)
-            && let Some(Ok(delta)) = item.and_then(|item| Delta::of_item(own.kind, &item))
+            && let Some(Ok(delta)) = Delta::of_item(Kind::PROMISES, &item)
         {
             heir.pushed = Some(now);
             self.tell(peer, Message::Push { delta });

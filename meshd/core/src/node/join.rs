@@ -689,7 +689,10 @@ impl Node {
     /// The admission is on disk: the joiner may have it, and everyone else.
     pub(super) fn welcome(&mut self, session: SessionId, delta: Delta) {
         let Some(view) = &self.view else { return };
-        let parts = view.to_delta().chunks(PART_ITEMS, PART_BYTES).into();
+        let mut told = view.to_delta();
+        // What has come since is told later: it could still be forgotten here.
+        self.being_written().for_each(|delta| told.remove(delta));
+        let parts = told.chunks(PART_ITEMS, PART_BYTES).into();
         self.set_phase(session, Phase::Sponsoring(Sponsoring::Welcoming(parts)));
         self.emit(Output::Trust { session });
         for _ in 0..PARTS_AHEAD {

@@ -520,6 +520,21 @@ enum Pending {
 }
 
 impl Pending {
+    /// What of the view others are to hear of once it is on disk.
+    fn delta(&self) -> Option<&Delta> {
+        match self {
+            Self::Welcome { delta, .. } | Self::Granted { delta } | Self::Declared { delta, .. } => {
+                Some(delta)
+            }
+            Self::Nothing
+            | Self::Member { .. }
+            | Self::Contested
+            | Self::Leased { .. }
+            | Self::Activated { .. }
+            | Self::Released { .. } => None,
+        }
+    }
+
     /// Whether something of the view waits to be on disk.
     fn is_of_the_view(&self) -> bool {
         match self {
@@ -745,6 +760,11 @@ impl Node {
         self.outputs.push_back(output);
     }
 
+    /// What of the view is being written, or waits for that.
+    fn being_written(&self) -> impl Iterator<Item = &Delta> {
+        self.pending.values().filter_map(Pending::delta)
+    }
+
     /// Has files written and remembers what follows.
     ///
     /// The view is written first if it has changed: an address that is leased, or the node's own, is of a grant in it.
@@ -868,11 +888,8 @@ impl Node {
             self.retry_flush_later();
         }
         // What others are to hear of is said once it is on disk after all.
-        if let Some(
-            Pending::Granted { delta } | Pending::Declared { delta, .. } | Pending::Welcome { delta, .. },
-        ) = &pending
-        {
-            self.unsaid.append((**delta).clone());
+        if let Some(delta) = pending.as_ref().and_then(Pending::delta) {
+            self.unsaid.append(delta.clone());
         }
         if matches!(pending, Some(Pending::Contested)) {
             // The copy does not wait for this disk, and the host remembers the generation.

@@ -232,6 +232,25 @@ impl Delta {
         self.policies.append(&mut other.policies);
     }
 
+    /// Takes the items of `other` out.
+    pub fn remove(&mut self, other: &Self) {
+        fn without<T>(all: &mut Vec<Signed<T>>, other: &[Signed<T>]) {
+            if !other.is_empty() {
+                all.retain(|item| !other.contains(item));
+            }
+        }
+        without(&mut self.admissions, &other.admissions);
+        without(&mut self.grants, &other.grants);
+        without(&mut self.records, &other.records);
+        without(&mut self.removals, &other.removals);
+        without(&mut self.reclaims, &other.reclaims);
+        without(&mut self.promises, &other.promises);
+        without(&mut self.tries, &other.tries);
+        without(&mut self.tokens, &other.tokens);
+        without(&mut self.revocations, &other.revocations);
+        without(&mut self.policies, &other.policies);
+    }
+
     /// Cuts the delta into parts of at most `items` items and `bytes` bytes, in an order that keeps each justified by
     /// those before it. An item that is longer has a part of its own.
     pub fn chunks(self, items: usize, bytes: usize) -> Vec<Self> {

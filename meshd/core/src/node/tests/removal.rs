@@ -4,6 +4,8 @@ use mesh_keys::{SignedAdmission, SignedRemoval};
 
 use super::scenarios::{SECOND, cluster, meshed};
 use super::*;
+use crate::gossip::catalogue::{Kind, Name};
+use crate::gossip::wire;
 use crate::message::{Hello, Message, PROTOCOL};
 
 fn remove(sim: &mut Sim, at: usize, subject: NodeId) -> Result<Response, ApiError> {
@@ -176,6 +178,35 @@ fn a_removal_survives_a_crash_of_who_signed_it() {
     assert!(sim.node(2).is_out());
     assert_eq!(frozen(&sim, 1), 0);
     sim.check();
+}
+
+#[test]
+fn a_promise_is_told_only_once_it_is_on_disk() {
+    let mut sim = cluster(70, 4);
+    meshed(&mut sim, 10 * SECOND);
+    let (heir, maker, gone) = (id(&sim, 0), id(&sim, 1), id(&sim, 3));
+    sim.hosts[1].disk_full = true;
+    remove(&mut sim, 0, gone).unwrap();
+    let heard = |sim: &Sim| sim.node(0).view().unwrap().promises_of(&maker).is_some();
+    sim.run(2 * SECOND);
+    assert!(sim.node(1).view().unwrap().promises_of(&maker).is_some(), "it is made");
+    // Nor to those who ask.
+    let name = Name::of_node(Kind::PROMISES, &maker);
+    let mut question = wire::Writer::default();
+    assert!(question.push(&wire::Part::Want(vec![name])));
+    for message in [Message::Want { names: vec![name] }, Message::Gossip { payload: question.take() }] {
+        let session = sim.node(1).session_with(&heir).unwrap();
+        sim.input(1, Input::SessionFrame { session, frame: message.encode() });
+    }
+    sim.run(2 * SECOND);
+    assert!(!heard(&sim) && frozen(&sim, 0) == 1);
+    // What it forgets, nobody knows.
+    sim.kill(1);
+    sim.hosts[1].disk_full = false;
+    sim.start(1);
+    assert!(sim.node(1).view().unwrap().promises_of(&maker).is_none());
+    sim.run(20 * SECOND);
+    assert!(heard(&sim) && frozen(&sim, 0) == 0);
 }
 
 #[test]

@@ -79,6 +79,12 @@ proptest! {
         }
         let merged = merge(&mut a, &b.to_delta());
         prop_assert_eq!(merged.early, 0);
+        let (mut others, new) = (a.to_delta(), merged.new);
+        let all = others.len();
+        others.remove(&new);
+        // Of promises, what is new may have been overtaken in the same delta.
+        prop_assert!(others.len() >= all - new.len() && others.len() <= all - new.names().len());
+        prop_assert!(new.names().iter().all(|(name, _)| others.names().iter().all(|(other, _)| other != name)));
     }
 }
 
