@@ -73,8 +73,12 @@ impl World {
         let closed = close.then(|| {
             SignedJoinPolicy::issue(plan.cluster, plan.joins.next_serial, JoinWindow::Closed, signer)
         });
+        let removal = match removal {
+            Ok(removal) => removal,
+            Err(error) => return self.say(format!("host{by}: the removal cannot be signed: {error}")),
+        };
         let delta = Delta {
-            removals: removal.into_iter().collect(),
+            removals: vec![removal],
             policies: closed.into_iter().flatten().collect(),
             ..Delta::default()
         };

@@ -250,7 +250,8 @@ impl Node {
         }
         let Some(view) = &mut self.view else {
             if matches!(hello, Hello::Member { .. }) && !dialled && self.joins_when_called() {
-                let hello = self.hello();
+                // Anybody can say so: what this host is called is not for them.
+                let hello = Hello::Joiner { protocol: PROTOCOL, name: String::new() };
                 return self.send(session, &Message::Hello(Box::new(hello)));
             }
             return self.refuse(session, RefusalCode::NoCluster, "this node is in no cluster yet");

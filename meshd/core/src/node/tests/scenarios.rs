@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::message::{Message, Refusal, RefusalCode};
+use crate::message::{Hello, Message, Refusal, RefusalCode};
 use crate::node::sessions::Phase;
 use crate::state::write_of;
 
@@ -118,6 +118,14 @@ const NOBODY: usize = 77;
 #[test]
 fn a_host_that_reaches_no_member_joins_when_one_calls_it() {
     let mut sim = called(60, SimSecret::Key(7), SimSecret::Key(7), &[NOBODY]);
+    sim.on_wire = |_, frame| {
+        if let Ok(Message::Hello(hello)) = Message::decode(&frame)
+            && let Hello::Joiner { name, .. } = *hello
+        {
+            assert_eq!(name, "", "whoever calls may be anybody");
+        }
+        vec![frame]
+    };
     let took = meshed(&mut sim, 60 * SECOND);
     assert!(took < 35 * SECOND, "with the next call: {took:?}");
     assert!(sim.attach(1, "pod").is_ok());
