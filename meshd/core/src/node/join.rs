@@ -649,23 +649,24 @@ impl Node {
         if let Err((code, reason)) = self.still_admits(mode) {
             return self.refuse(session, code, &reason);
         }
-        self.join.serial += 1;
-        let serial = self.stored.generation << 32 | self.join.serial;
-        let cluster = match &self.view {
-            Some(view) => view.cluster(),
-            None => return,
-        };
+        let Some(view) = &self.view else { return };
+        let (cluster, is_member) = (view.cluster(), view.admissions().contains(&joiner));
         let mut delta = Delta::default();
-        match SignedAdmission::issue(cluster, joiner, &self.identity, mode, serial) {
-            Ok(admission) => delta.admissions.push(admission),
-            Err(error) => return self.refuse(session, RefusalCode::Protocol, &error.to_string()),
+        // A node that could not keep what it was told is let in by the admission that it has. Were each member that it asks
+        // to sign another one, there would be more than are kept, and not the same ones everywhere.
+        if !is_member {
+            self.join.serial += 1;
+            let serial = self.stored.generation << 32 | self.join.serial;
+            match SignedAdmission::issue(cluster, joiner, &self.identity, mode, serial) {
+                Ok(admission) => delta.admissions.push(admission),
+                Err(error) => return self.refuse(session, RefusalCode::Protocol, &error.to_string()),
+            }
         }
         if self.may_give() {
             delta.grants.extend(self.first_range(&joiner));
         }
         let Some(view) = &mut self.view else { return };
         let merged = view.merge(&delta);
-        // A node that could not keep what it was told is let in by the admissions that it has.
         let delta = merged.new;
         if !view.admissions().contains(&joiner) {
             let why = merged.refused.into_iter().next().unwrap_or_default();

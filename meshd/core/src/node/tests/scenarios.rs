@@ -102,6 +102,28 @@ fn a_fourth_host_joins_with_one_address_within_a_second() {
     }
 }
 
+#[test]
+fn a_host_that_cannot_keep_what_it_is_told_is_let_in_once_wherever_it_asks() {
+    let mut sim = cluster(70, 12);
+    meshed(&mut sim, 20 * SECOND);
+    let members: Vec<usize> = (0..12).collect();
+    let late = sim.add(&members, SimSecret::Key(7));
+    sim.hosts[late].disk_full = true;
+    sim.start(late);
+    sim.run(60 * SECOND);
+    sim.hosts[late].disk_full = false;
+    meshed(&mut sim, 60 * SECOND);
+    let key = sim.hosts[late].identity.public();
+    for host in sim.running() {
+        let admissions = sim.node(host).view().unwrap().to_delta().admissions;
+        let of_it = admissions.iter().filter(|one| one.decode().unwrap().subject == key).count();
+        assert!(
+            (1..=3).contains(&of_it),
+            "host {host} knows {of_it} admissions: those of members that did not know of each other's"
+        );
+    }
+}
+
 /// A founder that nobody calls, and another host in its list, which knows nobody else.
 fn called(seed: u64, founder: SimSecret, other: SimSecret, seeds_of_other: &[usize]) -> Sim {
     let mut sim = Sim::new(seed);
