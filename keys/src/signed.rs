@@ -50,13 +50,18 @@ impl<T: Signable> Signed<T> {
     /// # Errors
     /// [`SignedError::TooLong`] if it would not be accepted by others.
     pub fn sign(value: &T, signer: &Identity) -> Result<Self, SignedError> {
-        let body = postcard::to_allocvec(value)
-            .map_err(|error| SignedError::Malformed { domain: T::DOMAIN, error })?;
-        if body.len() > T::MAX_LEN {
-            return Err(SignedError::TooLong { domain: T::DOMAIN, max: T::MAX_LEN, found: body.len() });
-        }
+        let body = encoded(value)?;
         let signature = signer.sign(T::DOMAIN, &body);
         Ok(Self { body: body.into(), signature, kind: PhantomData })
+    }
+
+    /// Puts together again what was kept apart: `value` as this version writes it, and the signature that somebody made
+    /// of just these bytes. It verifies only if they were the same.
+    ///
+    /// # Errors
+    /// [`SignedError::TooLong`] if it would not be accepted by others.
+    pub fn from_parts(value: &T, signature: Signature) -> Result<Self, SignedError> {
+        Ok(Self { body: encoded(value)?.into(), signature, kind: PhantomData })
     }
 
     /// Checks that `signer` signed it, and decodes it.
@@ -135,6 +140,15 @@ impl<T: Signable> Signed<T> {
         }
         Ok(Self { body: body.into(), signature: Signature::from_bytes(signature), kind: PhantomData })
     }
+}
+
+fn encoded<T: Signable>(value: &T) -> Result<Vec<u8>, SignedError> {
+    let body =
+        postcard::to_allocvec(value).map_err(|error| SignedError::Malformed { domain: T::DOMAIN, error })?;
+    if body.len() > T::MAX_LEN {
+        return Err(SignedError::TooLong { domain: T::DOMAIN, max: T::MAX_LEN, found: body.len() });
+    }
+    Ok(body)
 }
 
 fixed_bytes! {

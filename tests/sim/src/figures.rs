@@ -143,7 +143,7 @@ fn take_from_one(
     taken: &mut impl FnMut(Figure, &Figures, &Costs),
 ) -> Result<(), String> {
     let (nodes, quiet) = (settings.nodes, settings.span.max(Duration::from_secs(60)));
-    let removed: Vec<usize> = (1..nodes).take(members::REMOVED.min(nodes / 4)).collect();
+    let removed: Vec<usize> = (1..nodes).take(members::removed(nodes)).collect();
     let linked: &[usize] = if which.contains(&Figure::Removal) { &removed } else { &[] };
     let mut world = World::new(settings);
     world.cluster(linked)?;

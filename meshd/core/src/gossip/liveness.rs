@@ -11,11 +11,10 @@
 //! the member goes its vote: when an accuser is removed, its accusations are withdrawn everywhere, so that those who
 //! never learn its key agree with the others.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_keys::{ClusterId, Identity, NodeId, Signable, Signed, SignedError};
+use mesh_keys::{ClusterId, Identity, NodeId, Signable, Signature, Signed, SignedError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -115,11 +114,38 @@ pub enum Refused {
 pub struct Entry {
     life: Life,
     alive: Option<Arc<Signed<Statement>>>,
-    accusations: BTreeMap<NodeId, Arc<Signed<Statement>>>,
+    /// In the order of the accusers.
+    accusations: Vec<Accusation>,
     /// When the first of the accusations came in.
     since: Option<Time>,
     /// Bundles that have been merged lately: the same news comes from many.
     seen: [Seen; 4],
+}
+
+/// An accusation of the present life. In a partition a node keeps thousands: what follows from the place where it is kept
+/// is left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Accusation {
+    accuser: NodeId,
+    signature: Signature,
+    /// The whole, when it says more than this version writes.
+    whole: Option<Box<Signed<Statement>>>,
+}
+
+impl Accusation {
+    fn new(signed: &Signed<Statement>, statement: &Statement, accuser: NodeId) -> Self {
+        let signature = *signed.signature();
+        let same = Signed::from_parts(statement, signature).is_ok_and(|again| again == *signed);
+        Self { accuser, signature, whole: (!same).then(|| Box::new(signed.clone())) }
+    }
+
+    fn signed(&self, cluster: &ClusterId, subject: NodeId, life: Life) -> Option<Signed<Statement>> {
+        let statement = || Statement { cluster: tag(cluster), subject, life, accuser: Some(self.accuser) };
+        match &self.whole {
+            Some(whole) => Some((**whole).clone()),
+            None => Signed::from_parts(&statement(), self.signature).ok(),
+        }
+    }
 }
 
 /// Tells bundles apart: a part of a hash of their bytes.
@@ -179,7 +205,12 @@ impl Entry {
 
     /// Whether `node` does.
     pub fn is_accused_by(&self, node: &NodeId) -> bool {
-        self.accusations.contains_key(node)
+        self.place(node).is_ok()
+    }
+
+    /// Where the accusation by `node` is, or would be.
+    fn place(&self, node: &NodeId) -> Result<usize, usize> {
+        self.accusations.binary_search_by(|accusation| accusation.accuser.cmp(node))
     }
 
     /// When the first of the present accusations came in.
@@ -204,11 +235,12 @@ impl Entry {
     }
 
     /// All of it, to be sent.
-    pub fn bundle(&self, subject: NodeId) -> Bundle {
+    pub fn bundle(&self, cluster: &ClusterId, subject: NodeId) -> Bundle {
+        let signed = |accusation: &Accusation| accusation.signed(cluster, subject, self.life);
         Bundle {
             subject,
             alive: self.alive.as_deref().cloned(),
-            accusations: self.accusations.values().map(|statement| (**statement).clone()).collect(),
+            accusations: self.accusations.iter().filter_map(signed).collect(),
         }
     }
 
@@ -255,10 +287,8 @@ impl Entry {
         for signed in &bundle.accusations {
             let statement = read(signed)?;
             let accuser = statement.accuser.ok_or(Refused::Mismatch)?;
-            if statement.life != self.life
-                || self.accusations.contains_key(&accuser)
-                || self.accusations.len() >= ACCUSERS
-            {
+            let Err(place) = self.place(&accuser) else { continue };
+            if statement.life != self.life || self.accusations.len() >= ACCUSERS {
                 continue;
             }
             if !check(signed, &accuser) {
@@ -267,7 +297,8 @@ impl Entry {
             if self.accusations.is_empty() {
                 self.since = Some(now);
             }
-            self.accusations.insert(accuser, Arc::new(signed.clone()));
+            self.accusations.reserve_exact(1);
+            self.accusations.insert(place, Accusation::new(signed, &statement, accuser));
             change = Change { news: true, accused: true };
         }
         Ok(change)
@@ -275,12 +306,11 @@ impl Entry {
 
     /// Takes the vote of a member that is none any more; whether it had one.
     pub fn withdraw(&mut self, accuser: &NodeId) -> bool {
-        let had = self.accusations.remove(accuser).is_some();
-        if had {
-            // There is room for votes that were left out before.
-            self.seen = Default::default();
-        }
-        had
+        let Ok(place) = self.place(accuser) else { return false };
+        self.accusations.remove(place);
+        // There is room for votes that were left out before.
+        self.seen = Default::default();
+        true
     }
 
     /// When the accused should have answered at the latest, in a cluster of `members`: at once when several accuse it;
@@ -324,6 +354,8 @@ fn shortest_suspicion(members: usize) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
     use proptest::prelude::*;
     use rand_chacha::ChaCha20Rng;
     use rand_core::SeedableRng as _;
@@ -416,6 +448,27 @@ mod tests {
     }
 
     #[test]
+    fn what_a_newer_version_says_beside_an_accusation_is_passed_on() {
+        #[derive(Serialize, Deserialize)]
+        struct Newer(Statement, u32);
+        impl Signable for Newer {
+            const DOMAIN: &'static str = Statement::DOMAIN;
+            const MAX_LEN: usize = Statement::MAX_LEN;
+        }
+        let ids = identities();
+        let subject = ids[0].node_id();
+        let (old, statement) = (sign(&ids[0], 0, &ids[1]), sign(&ids[0], 0, &ids[2]).decode().unwrap());
+        let newer = Signed::sign(&Newer(statement, 77), &ids[2]).unwrap();
+        let newer = Signed::from_bytes(&newer.to_bytes()).unwrap();
+        let mut entry = fresh();
+        let said = bundle(subject, vec![old.clone(), newer.clone()]);
+        entry.merge(&CLUSTER, &said, Time::ZERO, checked(&ids)).unwrap();
+        let passed_on: BTreeSet<_> = entry.bundle(&CLUSTER, subject).accusations.into_iter().collect();
+        assert_eq!(passed_on, BTreeSet::from([old, newer]), "byte for byte");
+        assert_eq!(entry.accusations.iter().filter(|accusation| accusation.whole.is_some()).count(), 1);
+    }
+
+    #[test]
     fn what_does_not_belong_there_is_refused() {
         let ids = identities();
         let subject = ids[0].node_id();
@@ -471,7 +524,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(&entries[0], &entries[1]);
-            let whole = entries[0].bundle(subject);
+            let whole = entries[0].bundle(&CLUSTER, subject);
             let mut again = fresh();
             again.merge(&CLUSTER, &whole, Time::ZERO, checked(&ids)).unwrap();
             prop_assert_eq!(&again, &entries[0]);

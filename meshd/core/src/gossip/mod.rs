@@ -518,7 +518,7 @@ impl Gossip {
         for _ in 0..PAYLOADS {
             let mut writer = Writer::default();
             while let Some(name) = names.peek().copied() {
-                match item(&self.lives, store, &name) {
+                match item(&self.cluster, &self.lives, store, &name) {
                     Some(bytes) if writer.push_item(name.kind, &bytes) => {
                         self.rumours.told(name, FANOUT as u8, limit(name.kind));
                     }
@@ -592,7 +592,7 @@ impl Gossip {
 
     fn give(&mut self, to: NodeId, names: &[Name], reply: &mut Reply, store: &impl Store) {
         for name in names {
-            let Some(bytes) = item(&self.lives, store, name) else { continue };
+            let Some(bytes) = item(&self.cluster, &self.lives, store, name) else { continue };
             let item = Part::Item { kind: name.kind, bytes };
             if self.answer(to, reply, &item) {
                 continue;
@@ -790,7 +790,7 @@ impl Gossip {
         {
             return;
         }
-        let bundle = known.map(|entry| entry.bundle(id));
+        let bundle = known.map(|entry| entry.bundle(&self.cluster, id));
         let mut bundle = bundle.unwrap_or(Bundle { subject: id, alive: None, accusations: Vec::new() });
         let Some(signed) = self.life_of(&id).and_then(|life| store.sign(id, life)) else { return };
         bundle.accusations.push(signed);
@@ -846,11 +846,16 @@ fn life_name(id: NodeId) -> Name {
     Name { id: *id.as_bytes(), kind: Kind::LIVENESS }
 }
 
-fn item(lives: &BTreeMap<NodeId, Entry>, store: &impl Store, name: &Name) -> Option<Vec<u8>> {
+fn item(
+    cluster: &ClusterId,
+    lives: &BTreeMap<NodeId, Entry>,
+    store: &impl Store,
+    name: &Name,
+) -> Option<Vec<u8>> {
     if name.kind != Kind::LIVENESS {
         return store.item(name);
     }
     let id = NodeId::from_bytes(name.id);
     let entry = lives.get(&id).filter(|entry| entry.content().is_some())?;
-    postcard::to_allocvec(&entry.bundle(id)).ok()
+    postcard::to_allocvec(&entry.bundle(cluster, id)).ok()
 }

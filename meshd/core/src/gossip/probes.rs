@@ -231,7 +231,7 @@ impl Gossip {
         let mut writer = Writer::default();
         writer.push(&Part::Ping { number });
         if let Some(entry) = self.lives.get(&target).filter(|entry| entry.is_accused())
-            && let Ok(bundle) = postcard::to_allocvec(&entry.bundle(target))
+            && let Ok(bundle) = postcard::to_allocvec(&entry.bundle(&self.cluster, target))
         {
             writer.push_item(Kind::LIVENESS, &bundle);
         }

@@ -16,8 +16,11 @@ use crate::world::World;
 const NEWCOMERS: usize = 50;
 const NEWCOMER_EVERY: Duration = Duration::from_secs(1);
 
-/// Members that are removed, and the pause between two.
-pub(super) const REMOVED: usize = 5;
+/// Members that are removed, at most, and tunnels whose end is enough for a figure.
+const REMOVED: usize = 5;
+const ENOUGH: usize = 5_000;
+
+/// Pause between two removals.
 const REMOVAL_EVERY: Duration = Duration::from_secs(10);
 
 /// How often it is looked at what the kernels hold.
@@ -65,6 +68,11 @@ fn has_tunnel(kernel: &HostState) -> bool {
         Route::Unreachable => false,
     };
     kernel.routes.values().any(lane)
+}
+
+/// How many members of a cluster of `nodes` are removed.
+pub(super) fn removed(nodes: usize) -> usize {
+    REMOVED.min(nodes / 4).min((ENOUGH / nodes.max(1)).max(1))
 }
 
 /// Members are removed that all have a tunnel to: how long it takes until that is gone, 99 of 100.
