@@ -46,6 +46,7 @@ pub mod frame;
 mod hexbytes;
 pub mod identity;
 pub mod join;
+pub mod mac1;
 pub mod memo;
 pub mod password;
 pub mod policy;

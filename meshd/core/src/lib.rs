@@ -20,6 +20,7 @@ pub mod node;
 pub mod overlap;
 mod persistent;
 pub mod ranges;
+pub mod relay;
 pub mod state;
 pub mod time;
 pub mod view;

@@ -1,0 +1,154 @@
+//! What indices mean, and until when.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use super::{Dropped, LaneId, Limits};
+use crate::time::Time;
+
+/// An initiation that is not answered is forgotten after this time: WireGuard sends another one after 5 s.
+pub(super) const UNANSWERED_FOR: Duration = Duration::from_secs(10);
+
+/// WireGuard makes new keys after 120 s and takes no data after 180 s (`REJECT_AFTER_TIME`); the rest is for slow paths.
+pub(super) const ANSWERED_FOR: Duration = Duration::from_secs(210);
+
+/// What an index means in datagrams from one lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Route {
+    /// Whose index it is.
+    pub(super) to: LaneId,
+    /// Whether its owner began the handshake.
+    pub(super) initiated: bool,
+    /// Whether the handshake was answered: before that no data flows.
+    pub(super) answered: bool,
+    /// How often the handshake message that gave it its meaning was passed on.
+    passed: u8,
+    until: Time,
+}
+
+/// Handshake messages are never sent again by their sender; the network may double them.
+const MOST_PASSED: u8 = 3;
+
+type Key = (LaneId, u32);
+
+/// All indices with a meaning.
+#[derive(Debug, Default)]
+pub(super) struct Routes {
+    all: BTreeMap<Key, Route>,
+    /// In the order of time, each kind for itself. What was put off or removed meanwhile is found to be so.
+    unanswered: VecDeque<(Time, Key)>,
+    answered: VecDeque<(Time, Key)>,
+    /// How many indices are each lane's.
+    held: BTreeMap<LaneId, u32>,
+}
+
+impl Routes {
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// What an index in a datagram from a lane means.
+    pub(super) fn get(&self, from: LaneId, index: u32, now: Time) -> Result<Route, Dropped> {
+        self.all.get(&(from, index)).copied().filter(|route| route.until > now).ok_or(Dropped::NoRoute)
+    }
+
+    /// `to` has sent an initiation to the lane of `key`, with its index.
+    pub(super) fn begin(&mut self, key: Key, to: LaneId, limits: &Limits, now: Time) -> Result<(), Dropped> {
+        self.reserve(to, limits, now)?;
+        let until = now + UNANSWERED_FOR;
+        self.put(key, Route { to, initiated: true, answered: false, passed: 1, until });
+        self.unanswered.push_back((until, key));
+        Ok(())
+    }
+
+    /// A handshake message from `to` that would give the index at `key` a meaning, which it has already.
+    pub(super) fn again(
+        &mut self,
+        key: Key,
+        route: Route,
+        (to, initiated): (LaneId, bool),
+    ) -> Result<(), Dropped> {
+        if (route.to, route.initiated) != (to, initiated) {
+            return Err(Dropped::Collision);
+        }
+        if route.passed >= MOST_PASSED {
+            return Err(Dropped::TooMany);
+        }
+        self.all.insert(key, Route { passed: route.passed + 1, ..route });
+        Ok(())
+    }
+
+    /// The initiation by which `there` had a meaning was answered: data may flow, also by the index of the response.
+    pub(super) fn answer(
+        &mut self,
+        there: Key,
+        back: Key,
+        limits: &Limits,
+        now: Time,
+    ) -> Result<(), Dropped> {
+        self.reserve(there.0, limits, now)?;
+        let until = now + ANSWERED_FOR;
+        for (key, to, initiated) in [(there, back.0, true), (back, there.0, false)] {
+            self.put(key, Route { to, initiated, answered: true, passed: 1, until });
+            self.answered.push_back((until, key));
+        }
+        Ok(())
+    }
+
+    /// Makes sure of room for one more index of the lane `of`.
+    fn reserve(&mut self, of: LaneId, limits: &Limits, now: Time) -> Result<(), Dropped> {
+        let fits = |routes: &Self| {
+            let held = routes.held.get(&of).copied().unwrap_or_default();
+            // The queues also hold what is answered or removed already: they are bounded too.
+            routes.unanswered.len().max(routes.answered.len()) < limits.routes
+                && routes.all.len() < limits.routes
+                && held < limits.routes_per_lane
+        };
+        if !fits(self) {
+            self.expire(now);
+        }
+        if fits(self) { Ok(()) } else { Err(Dropped::Full) }
+    }
+
+    fn put(&mut self, key: Key, route: Route) {
+        let before = self.all.insert(key, route);
+        if let Some(before) = before {
+            self.release(before.to);
+        }
+        *self.held.entry(route.to).or_default() += 1;
+    }
+
+    fn release(&mut self, of: LaneId) {
+        if let Some(held) = self.held.get_mut(&of) {
+            *held = held.saturating_sub(1);
+            if *held == 0 {
+                self.held.remove(&of);
+            }
+        }
+    }
+
+    pub(super) fn expire(&mut self, now: Time) {
+        while let Some((_, key)) = due(&mut self.unanswered, now).or_else(|| due(&mut self.answered, now)) {
+            // It may have been answered since.
+            if self.all.get(&key).is_some_and(|route| route.until <= now)
+                && let Some(route) = self.all.remove(&key)
+            {
+                self.release(route.to);
+            }
+        }
+    }
+
+    /// A lane is registered no more: nothing from it means anything. What went to it ends by itself.
+    pub(super) fn remove_of(&mut self, from: LaneId) {
+        let gone: Vec<(Key, Route)> =
+            self.all.range((from, 0)..=(from, u32::MAX)).map(|(key, route)| (*key, *route)).collect();
+        for (key, route) in gone {
+            self.all.remove(&key);
+            self.release(route.to);
+        }
+    }
+}
+
+fn due(queue: &mut VecDeque<(Time, Key)>, now: Time) -> Option<(Time, Key)> {
+    queue.pop_front_if(|(until, _)| *until <= now)
+}
