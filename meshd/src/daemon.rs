@@ -82,7 +82,9 @@ pub async fn run(config: Config) -> Result<()> {
     let control = listen(config.port).await.with_context(|| {
         format!("port: cannot listen on TCP {}; is another meshd running on this host?", config.port)
     })?;
-    let datagrams = Datagrams::bind(config.port).with_context(|| {
+    let origin = Instant::now();
+    let clock = move || Time::from_origin(origin.elapsed());
+    let datagrams = Datagrams::bind(config.port, clock()).with_context(|| {
         format!("port: cannot listen on UDP {}; is another meshd running on this host?", config.port)
     })?;
     let (calls, called) = mpsc::channel::<Call>(QUEUE);
@@ -115,7 +117,7 @@ pub async fn run(config: Config) -> Result<()> {
     };
     let mut plane = tokio::spawn(dataplane::run(plane, desired_seen, inputs.clone()));
     tokio::spawn(accept(control, tls.clone(), link_events.clone()));
-    tokio::spawn(datagrams.clone().receive(received));
+    let _receiver = datagrams.receive(clock, received).context("port: receiving datagrams")?;
     let mut links = Links::new(tls, link_events, HANDSHAKE_LIMIT);
 
     let node_config = node::Config {
@@ -139,8 +141,6 @@ pub async fn run(config: Config) -> Result<()> {
     };
     let mut seed = Zeroizing::new([0; 32]);
     OsRng.fill_bytes(&mut *seed);
-    let origin = Instant::now();
-    let clock = move || Time::from_origin(origin.elapsed());
     // Counted when nothing can fail any more, and noted at once: a start that is counted and not noted leaves the next
     // one in doubt.
     store.count_start(&mut stored, &identity.public().node_id(), previous_start.as_ref())?;

@@ -1,24 +1,89 @@
-//! The UDP socket of the control port: gossip.
+//! The UDP port of the control plane: gossip, and WireGuard's datagrams that are passed on for others.
+//!
+//! One thread receives, in batches. What begins like WireGuard goes to the [relay](mesh_core::relay) and leaves from there
+//! in batches too; the rest is the node's.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mesh_core::node::Input;
+use mesh_core::relay::{Dropped, Endpoint, Limits, Relay, is_wireguard};
+use mesh_core::time::Time;
 use mesh_keys::frame::MAX_DATAGRAM;
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::net::UdpSocket;
+use mesh_sys::udp::{Destination, Piece, ReceiveBatch, SendBatch, Sockets, Source, UdpSocket};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use socket2::SockRef;
 use tokio::sync::mpsc;
 
-/// Room in the kernel for datagrams that wait: a few thousand. It gives what it may.
-const RECEIVE_BUFFER: usize = 4 << 20;
+/// Pieces of up to 64 KiB in one system call.
+const SLOTS: usize = 16;
 
-/// The socket, of both families; of IPv4 alone where the host has no IPv6.
+/// Calls for one socket before the other one has its turn.
+const TURNS: usize = 4;
+
+/// Room for what is passed on of one call.
+const BATCH: usize = SLOTS * 65_536;
+
+/// Pause between two times at which the relay forgets what is over.
+const TIDY: Duration = Duration::from_secs(5);
+
+/// Pause after a failure that would otherwise repeat at once.
+const RELIEF: Duration = Duration::from_millis(100);
+
+/// The port, of both families, as far as the host has them. Clones share it; with the last one it is closed.
 #[derive(Clone, Debug)]
-pub struct Datagrams {
-    socket: Arc<UdpSocket>,
-    ipv4_only: bool,
+pub struct Datagrams(Arc<Port>);
+
+#[derive(Debug)]
+struct Port {
+    sockets: Sockets,
+    relay: Mutex<Relay>,
+    counters: Counters,
+}
+
+/// What became of datagrams that are none of the node's.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Passed on.
+    pub passed_on: AtomicU64,
+    /// Bytes in these.
+    pub passed_on_bytes: AtomicU64,
+    /// Not passed on, by reason.
+    dropped: [AtomicU64; Dropped::ALL.len()],
+    /// Refused by the kernel.
+    pub send_failed: AtomicU64,
+}
+
+impl Counters {
+    /// Datagrams that were dropped for that reason.
+    #[must_use]
+    pub fn dropped(&self, reason: Dropped) -> u64 {
+        self.dropped[reason as usize].load(Ordering::Relaxed)
+    }
+}
+
+/// A thread that receives. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Receiver {
+    stop: Arc<EventFd>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop.write(1) {
+            return tracing::error!(%error, "the thread that receives datagrams could not be stopped");
+        }
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread that receives datagrams had panicked");
+        }
+    }
 }
 
 impl Datagrams {
@@ -26,88 +91,242 @@ impl Datagrams {
     ///
     /// # Errors
     /// Those of the kernel; the port is taken, most likely.
-    pub fn bind(port: u16) -> io::Result<Self> {
-        match open(Domain::IPV6, (Ipv6Addr::UNSPECIFIED, port).into()) {
-            Err(error) if error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT) => {
-                let socket = Arc::new(open(Domain::IPV4, (Ipv4Addr::UNSPECIFIED, port).into())?);
-                Ok(Self { socket, ipv4_only: true })
-            }
-            other => Ok(Self { socket: Arc::new(other?), ipv4_only: false }),
-        }
+    pub fn bind(port: u16, now: Time) -> io::Result<Self> {
+        let sockets = Sockets::bind(port)?;
+        let relay = Mutex::new(Relay::new(Limits::default(), now));
+        Ok(Self(Arc::new(Port { sockets, relay, counters: Counters::default() })))
     }
 
-    /// Hands every datagram on. When nobody keeps up, the newest are dropped, as the kernel would.
-    pub async fn receive(self, to: mpsc::Sender<Input>) {
-        let mut buffer = vec![0; MAX_DATAGRAM + 1];
-        loop {
-            match self.socket.recv_from(&mut buffer).await {
-                // Longer ones are no gossip.
-                Ok((length, _)) if length > MAX_DATAGRAM => {}
-                Ok((length, from)) => {
-                    let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-                    let bytes = buffer.get(..length).unwrap_or_default().to_vec();
-                    match to.try_send(Input::Datagram { from, bytes }) {
-                        Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => {}
-                        Err(mpsc::error::TrySendError::Closed(_)) => return,
-                    }
-                }
-                // Errors of datagrams sent before, such as a port that is closed at the other end.
-                Err(error) => {
-                    tracing::debug!(%error, "receiving datagrams");
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
+    /// The port in use.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.0.sockets.port()
+    }
+
+    /// The relay: whom it serves.
+    pub fn relay(&self) -> MutexGuard<'_, Relay> {
+        self.0.relay.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the relay has done.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.0.counters
+    }
+
+    /// Begins to receive: what is passed on is passed on, everything else goes to `node`. When nobody keeps up there, the
+    /// newest are dropped, as the kernel would.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn receive(
+        &self,
+        clock: impl Fn() -> Time + Send + 'static,
+        node: mpsc::Sender<Input>,
+    ) -> io::Result<Receiver> {
+        let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
+        let (port, stopped) = (self.clone(), Arc::clone(&stop));
+        let thread = std::thread::Builder::new().name("datagrams".to_owned()).spawn(move || {
+            let mut receiving = Receiving { port: &port, node: &node, batch: SendBatch::new(BATCH) };
+            if let Err(error) = receiving.run(&stopped, clock) {
+                tracing::error!(%error, "no datagrams are received any more");
             }
-        }
+        })?;
+        Ok(Receiver { stop, thread: Some(thread) })
     }
 
     /// Sends a datagram, if that is possible at once.
     pub fn send(&self, to: SocketAddr, bytes: &[u8]) {
-        let to = match to.ip() {
-            IpAddr::V4(ip) if !self.ipv4_only => SocketAddr::new(ip.to_ipv6_mapped().into(), to.port()),
-            IpAddr::V4(_) | IpAddr::V6(_) => to,
-        };
+        let Some(socket) = self.0.sockets.for_address(to.ip()) else { return };
         // Not by way of the runtime, which would have to be told first that there is room.
-        if let Err(error) = SockRef::from(&*self.socket).send_to(bytes, &to.into()) {
+        if let Err(error) =
+            SockRef::from(socket).send_to_with_flags(bytes, &to.into(), nix::libc::MSG_DONTWAIT)
+        {
             tracing::trace!(%to, %error, "datagram not sent");
         }
     }
 }
 
-fn open(domain: Domain, address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
-    if domain == Domain::IPV6 {
-        socket.set_only_v6(false)?;
+struct Receiving<'a> {
+    port: &'a Datagrams,
+    node: &'a mpsc::Sender<Input>,
+    batch: SendBatch,
+}
+
+impl Receiving<'_> {
+    fn run(&mut self, stop: &EventFd, clock: impl Fn() -> Time) -> io::Result<()> {
+        let mut receive = ReceiveBatch::new(SLOTS);
+        let mut tidied = clock();
+        loop {
+            let sockets = &self.port.0.sockets;
+            // Unused places name the first descriptor once more.
+            let mut fds = [(); 3].map(|()| PollFd::new(stop.as_fd(), PollFlags::POLLIN));
+            let mut count = 1;
+            for socket in sockets.iter() {
+                fds[count] = PollFd::new(socket.as_fd(), PollFlags::POLLIN);
+                count += 1;
+            }
+            match poll(&mut fds[..count], PollTimeout::try_from(TIDY).unwrap_or(PollTimeout::MAX)) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if fds[0].any().unwrap_or(true) {
+                return Ok(());
+            }
+            for socket in sockets.iter() {
+                self.drain(&mut receive, socket, &clock);
+            }
+            let now = clock();
+            if now.since(tidied) >= TIDY {
+                tidied = now;
+                self.port.relay().expire(now);
+            }
+        }
     }
-    socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
-    socket.bind(&address.into())?;
-    UdpSocket::from_std(socket.into())
+
+    fn drain(&mut self, receive: &mut ReceiveBatch, socket: &UdpSocket, clock: &impl Fn() -> Time) {
+        for _ in 0..TURNS {
+            match receive.receive(socket) {
+                Ok(_count) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    // Short of memory, or an error queued for the socket: the next datagram may be fine.
+                    tracing::warn!(%error, "receiving datagrams failed");
+                    std::thread::sleep(RELIEF);
+                    break;
+                }
+            }
+            let now = clock();
+            let (pieces, data) = receive.parts();
+            let port = self.port;
+            let mut relay = None;
+            for piece in pieces {
+                // One piece has the datagrams of one sender, all of one length but for the last.
+                let is_foreign = piece.datagrams().next().is_some_and(|first| is_wireguard(&data[first]));
+                if is_foreign {
+                    self.pass_on(relay.get_or_insert_with(|| port.relay()), piece, data, now);
+                } else {
+                    self.hand_over(piece, data);
+                }
+            }
+            drop(relay);
+            self.send();
+        }
+    }
+
+    /// Puts into the batch what goes on to somebody.
+    fn pass_on(&mut self, relay: &mut Relay, piece: &Piece, data: &[u8], now: Time) {
+        let counters = &self.port.0.counters;
+        let from = relay.source(&piece.from);
+        let (mut passed, mut bytes) = (0, 0);
+        for place in piece.datagrams() {
+            let datagram = &data[place];
+            match from.ok_or(Dropped::Stranger).and_then(|from| relay.route(from, datagram, now)) {
+                Ok(to) => {
+                    if !self.batch.has_space(datagram.len()) {
+                        self.send();
+                    }
+                    if let Some(space) = self.batch.space(datagram.len()) {
+                        space.copy_from_slice(datagram);
+                        self.batch.commit(&destination(to), datagram.len());
+                        (passed, bytes) = (passed + 1, bytes + datagram.len() as u64);
+                    }
+                }
+                Err(reason) => {
+                    counters.dropped[reason as usize].fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+        counters.passed_on.fetch_add(passed, Ordering::Relaxed);
+        counters.passed_on_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn hand_over(&self, piece: &Piece, data: &[u8]) {
+        for datagram in piece.datagrams() {
+            // Longer ones are no gossip.
+            if datagram.len() > MAX_DATAGRAM {
+                continue;
+            }
+            let input = Input::Datagram { from: piece.from, bytes: data[datagram].to_vec() };
+            if let Err(error) = self.node.try_send(input) {
+                tracing::trace!(%error, "datagram dropped");
+            }
+        }
+    }
+
+    fn send(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
+        let report = self.batch.send(&self.port.0.sockets);
+        let counters = &self.port.0.counters;
+        counters.send_failed.fetch_add(report.dropped as u64, Ordering::Relaxed);
+        if let Some(error) = report.io_error() {
+            tracing::debug!(%error, dropped = report.dropped, "datagrams could not be passed on");
+        }
+    }
+}
+
+fn destination(to: Endpoint) -> Destination {
+    Destination { address: to.remote, source: to.local.map(|address| Source { address, interface: 0 }) }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use mesh_keys::WgPublic;
+
     use super::*;
+
+    fn bound() -> Datagrams {
+        Datagrams::bind(0, Time::ZERO).unwrap()
+    }
 
     #[tokio::test]
     async fn both_families_come_and_go_and_what_is_too_long_does_not() {
-        let here = Datagrams::bind(0).unwrap();
-        let port = here.socket.local_addr().unwrap().port();
+        let here = bound();
         let (inputs, mut input) = mpsc::channel(8);
-        let task = tokio::spawn(here.clone().receive(inputs));
+        let receiver = here.receive(|| Time::ZERO, inputs).unwrap();
         for family in ["127.0.0.1", "::1"] {
-            let there = Datagrams::bind(0).unwrap();
-            let from = SocketAddr::new(family.parse().unwrap(), there.socket.local_addr().unwrap().port());
-            let to = SocketAddr::new(from.ip(), port);
+            let there = bound();
+            let (inputs, mut answers) = mpsc::channel(8);
+            let _receiver = there.receive(|| Time::ZERO, inputs).unwrap();
+            let from = SocketAddr::new(family.parse().unwrap(), there.port());
+            let to = SocketAddr::new(from.ip(), here.port());
             there.send(to, &[7; MAX_DATAGRAM + 1]);
             there.send(to, &[9; MAX_DATAGRAM]);
             let received = tokio::time::timeout(Duration::from_secs(5), input.recv()).await.unwrap();
             let Some(Input::Datagram { from: seen, bytes }) = received else { panic!("{received:?}") };
             assert_eq!((seen, bytes), (from, vec![9; MAX_DATAGRAM]));
-            // And back.
             here.send(from, b"answer");
-            let mut buffer = [0; 16];
-            let length = there.socket.recv(&mut buffer).await.unwrap();
-            assert_eq!(&buffer[..length], b"answer");
+            let answer = tokio::time::timeout(Duration::from_secs(5), answers.recv()).await.unwrap();
+            assert!(matches!(answer, Some(Input::Datagram { bytes, .. }) if bytes == b"answer"));
         }
-        task.abort();
+        drop(receiver);
+        assert!(input.recv().await.is_none(), "the thread has ended");
+    }
+
+    #[tokio::test]
+    async fn what_looks_like_wireguard_is_the_relays_and_never_the_nodes() {
+        let here = bound();
+        let (inputs, mut input) = mpsc::channel(8);
+        let _receiver = here.receive(|| Time::ZERO, inputs).unwrap();
+        let (known, stranger) = (bound(), bound());
+        let at = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let endpoint = Endpoint { remote: at(known.port()), local: None };
+        here.relay().register(WgPublic::from_bytes([1; 32]), endpoint, 0, Time::ZERO).unwrap();
+        let mut data = [0; 32];
+        data[0] = 4;
+        stranger.send(at(here.port()), &data);
+        known.send(at(here.port()), &data);
+        known.send(at(here.port()), b"gossip");
+        let received = tokio::time::timeout(Duration::from_secs(5), input.recv()).await.unwrap();
+        assert!(
+            matches!(received, Some(Input::Datagram { bytes, .. }) if bytes == b"gossip"),
+            "and nothing before"
+        );
+        assert_eq!(here.counters().dropped(Dropped::Stranger), 1);
+        assert_eq!(here.counters().dropped(Dropped::NoRoute), 1);
     }
 }

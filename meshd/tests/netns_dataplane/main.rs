@@ -9,5 +9,7 @@ mod forged;
 mod frames;
 mod lanes;
 mod node;
+#[path = "../support/ns.rs"]
+mod ns;
 mod reach;
 mod state;

@@ -3,9 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::process::{Command, Output};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -13,77 +11,17 @@ use ipnet::IpNet;
 use mesh_core::api::MacAddr;
 use mesh_core::host::{Bridge, Guard, HostState, Port, PortGuard, Route};
 use mesh_core::node::{Input, Problem};
-use mesh_sys::netns::NetNs;
 use mesh_sys::nft;
-use mesh_sys::rtnl::{AddressSpec, Blocking, LinkChange, Mac, RouteKind, VethPeer, VethSpec};
+use mesh_sys::rtnl::{AddressSpec, Mac, RouteKind};
 use meshd::dataplane::{self, LaneSecret, Options, Plane};
 use tokio::sync::{mpsc, watch};
+
+pub(crate) use crate::ns::{Ns, veth};
 
 pub(crate) const BRIDGE_MAC: Mac = Mac([0x02, 0x4d, 0, 0, 0, 1]);
 pub(crate) const GATEWAY4: Ipv4Addr = Ipv4Addr::new(10, 32, 1, 1);
 pub(crate) const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd32, 0, 0, 0, 0, 0, 0, 1);
 pub(crate) const MTU: u32 = 1400;
-
-/// A namespace of this test; deleted when dropped, also by a panic.
-pub(crate) struct Ns {
-    pub(crate) name: String,
-    pub(crate) netns: NetNs,
-}
-
-impl Ns {
-    pub(crate) fn new(label: &str) -> Self {
-        static COUNTER: AtomicU32 = AtomicU32::new(0);
-        assert!(nix::unistd::geteuid().is_root(), "this test needs root: it makes network namespaces");
-        let n = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("dpw-{}-{label}-{n}", std::process::id());
-        let netns = NetNs::create_named(&name).unwrap();
-        let ns = Self { name, netns };
-        ns.up(1);
-        ns
-    }
-
-    pub(crate) fn rtnl(&self) -> Blocking {
-        Blocking::open_in(&self.netns).unwrap()
-    }
-
-    pub(crate) fn up(&self, index: u32) {
-        self.rtnl().set_link(index, LinkChange { up: Some(true), ..LinkChange::default() }).unwrap();
-    }
-
-    pub(crate) fn index(&self, device: &str) -> u32 {
-        self.rtnl().link(device).unwrap().unwrap().index
-    }
-
-    /// Runs a command inside; its output, which must be a success.
-    pub(crate) fn sh(&self, command: &str) -> String {
-        let output = self.try_sh(command);
-        assert!(
-            output.status.success(),
-            "`{command}` in {}: {}{}",
-            self.name,
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    pub(crate) fn try_sh(&self, command: &str) -> Output {
-        self.netns.run(|| Command::new("sh").args(["-c", command]).output().unwrap()).unwrap()
-    }
-
-    /// Whether every one of three pings is answered: a redirect would spoil the second.
-    pub(crate) fn pings(&self, to: impl Into<IpAddr>) -> bool {
-        self.try_sh(&format!("ping -c3 -i0.05 -w2 -n {}", to.into())).status.success()
-    }
-}
-
-impl Drop for Ns {
-    fn drop(&mut self) {
-        if let Err(error) = NetNs::delete_named(&self.name) {
-            eprintln!("cleaning up: {error}");
-        }
-    }
-}
 
 /// A pod as the plugin makes it: its own end is up and configured, the host's end is down and in no bridge.
 pub(crate) struct Pod {
@@ -128,17 +66,6 @@ impl Pod {
     pub(crate) fn addresses(&self) -> [IpAddr; 2] {
         [self.v4.into(), self.v6.into()]
     }
-}
-
-fn veth(near: &Ns, name: &str, far: &Ns, far_name: &str, far_mac: Option<Mac>) {
-    let peer = VethPeer {
-        name: far_name.to_owned(),
-        mac: far_mac,
-        mtu: None,
-        netns: Some(far.netns.try_clone().unwrap()),
-    };
-    let spec = VethSpec { name: name.to_owned(), mac: None, mtu: None, master: None, peer };
-    near.rtnl().create_veth(spec).unwrap();
 }
 
 /// A host with an underlay that would carry anything, and two pods that are not attached yet.

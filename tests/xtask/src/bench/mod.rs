@@ -4,9 +4,11 @@
 mod carrier;
 mod engine;
 mod load;
+mod middle;
 mod network;
 mod process;
 mod quantity;
+mod relay;
 mod report;
 mod samples;
 
@@ -26,6 +28,8 @@ pub(crate) struct Arguments {
 enum Suite {
     /// mesh-wg beside plain veth, VXLAN, wireguard-go, boringtun and gotatun: throughput, latency, processor, memory
     Engine(engine::Arguments),
+    /// The relay beside a direct way, a forwarder that looks at nothing, and nftables
+    Relay(relay::Arguments),
     /// Single functions of the data path, one thread: segment, coalesce, seal, open, look-ups
     Micro,
 }
@@ -34,6 +38,7 @@ enum Suite {
 pub(crate) fn run_suite(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     match &arguments.suite {
         Suite::Engine(arguments) => engine::measure(workspace, arguments),
+        Suite::Relay(arguments) => relay::measure(workspace, arguments),
         Suite::Micro => step("cargo bench").run(workspace.cargo().args([
             "bench",
             "--package",

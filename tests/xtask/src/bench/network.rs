@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use super::carrier::{Carrier, Program};
 use super::load::Family;
+use super::middle::{self, Middle, WIRES, Way};
 use super::process::{self, Usage};
 use crate::command::{capture, run, succeeds};
 
@@ -26,6 +27,8 @@ pub(crate) struct Network {
     cpus: Option<String>,
     ends: [End; 2],
     engines: Vec<Engine>,
+    /// What is between them, unless that is a wire.
+    middle: Option<Middle>,
 }
 
 /// One end: a network namespace.
@@ -52,10 +55,15 @@ impl Network {
     pub(crate) fn new(carrier: Carrier, program: Option<&Program>, ground: &Ground) -> Result<Self> {
         // From here on the value cleans up after itself, also when a step below fails.
         let ends = [End::new(carrier, 0), End::new(carrier, 1)];
-        let mut network = Self { carrier, cpus: ground.cpus.clone(), ends, engines: Vec::new() };
+        let mut network =
+            Self { carrier, cpus: ground.cpus.clone(), ends, engines: Vec::new(), middle: None };
         network.build_underlay(ground.mtu)?;
         match program {
-            Some(program) => network.start_engines(program)?,
+            Some(program) => {
+                network.start_engines(program)?;
+                network
+                    .configure_engines([1, 0].map(|other| format!("{}:{WIREGUARD_PORT}", OUTER_V4[other])))?;
+            }
             None if carrier == Carrier::Vxlan => network.build_vxlan()?,
             None => {}
         }
@@ -65,6 +73,41 @@ impl Network {
         network.wait_for_answer()?;
         network.wait_for_full_size(carrier.mtu(ground.mtu))?;
         Ok(network)
+    }
+
+    /// Our engine at both ends, and a host between them: see [`Way`]. `relay` is the program that passes on.
+    pub(crate) fn across(way: Way, engine: &Program, relay: &Path, ground: &Ground) -> Result<Self> {
+        let carrier = Carrier::MeshWg;
+        let letter = char::from(b'p' + way as u8);
+        let ends = [0, 1].map(|index| End::named(way.name(), &format!("hbkv{index}"), letter, index));
+        let mut network =
+            Self { carrier, cpus: ground.cpus.clone(), ends, engines: Vec::new(), middle: None };
+        for index in 0..2 {
+            run(Command::new("ip").args(["netns", "add", &network.ends[index].namespace]))?;
+            network.ip(index, &["link", "set", "lo", "up"])?;
+        }
+        let middle = Middle::new(format!("{NAMESPACE_PREFIX}{}-{}-m", std::process::id(), way.name()))?;
+        let middle = network.middle.insert(middle);
+        for (index, end) in network.ends.iter().enumerate() {
+            middle.connect(index, &end.namespace, &end.underlay, ground.mtu)?;
+        }
+        network.start_engines(engine)?;
+        let keys = network.configure_engines([0, 1].map(|index| match way {
+            Way::Direct => format!("{}:{WIREGUARD_PORT}", WIRES[1 - index][1]),
+            Way::Relay | Way::Forwarder | Way::Dnat => format!("{}:{}", WIRES[index][0], middle::PORT),
+        }))?;
+        if let Some(middle) = &mut network.middle {
+            middle.start(way, relay, WIRES.map(|[_, end]| format!("{end}:{WIREGUARD_PORT}")), &keys)?;
+        }
+        network.raise_devices(carrier.mtu(ground.mtu))?;
+        network.wait_for_answer()?;
+        network.wait_for_full_size(carrier.mtu(ground.mtu))?;
+        Ok(network)
+    }
+
+    /// Processor time of what passes on between the ends, in seconds; `None` when the kernel does.
+    pub(crate) fn middle_seconds(&self) -> Result<Option<f64>> {
+        self.middle.as_ref().map_or(Ok(None), Middle::seconds)
     }
 
     /// What is between the ends.
@@ -206,7 +249,7 @@ impl Network {
             self.engines.push(Engine { process, socket });
             self.wait_for_engine(index)?;
         }
-        self.configure_engines()
+        Ok(())
     }
 
     fn wait_for_engine(&mut self, index: usize) -> Result<()> {
@@ -228,21 +271,22 @@ impl Network {
         }
     }
 
-    fn configure_engines(&self) -> Result<()> {
+    /// Makes keys, and the ends each other's peers, at these endpoints. Returns the public keys.
+    fn configure_engines(&self, endpoints: [String; 2]) -> Result<[String; 2]> {
         let private =
             [capture(Command::new("wg").arg("genkey"))?, capture(Command::new("wg").arg("genkey"))?];
         let public = [public_key(&private[0])?, public_key(&private[1])?];
         for (index, end) in self.ends.iter().enumerate() {
             let other = 1 - index;
             let allowed = format!("{}/32,{}/128", self.ends[other].v4, self.ends[other].v6);
-            let endpoint = format!("{}:{WIREGUARD_PORT}", OUTER_V4[other]);
+            let endpoint = &endpoints[index];
             // The key goes in by standard input: an argument would be seen by every user of the machine.
             let mut set = self.inside(index, "wg");
             set.args(["set", &end.device, "listen-port", WIREGUARD_PORT, "private-key", "/dev/stdin"]);
-            set.args(["peer", &public[other], "endpoint", &endpoint, "allowed-ips", &allowed]);
+            set.args(["peer", &public[other], "endpoint", endpoint, "allowed-ips", &allowed]);
             feed(&mut set, &private[index])?;
         }
-        Ok(())
+        Ok(public)
     }
 }
 
@@ -270,26 +314,30 @@ impl Drop for Network {
 
 impl End {
     fn new(carrier: Carrier, index: usize) -> Self {
-        let id = std::process::id();
         let underlay = format!("hbkv{index}");
-        let (device, v4, v6) = match carrier {
-            Carrier::Veth => (underlay.clone(), OUTER_V4[index], OUTER_V6[index]),
+        let tunnel = Self::named(carrier.name(), &underlay, char::from(b'a' + carrier as u8), index);
+        match carrier {
+            Carrier::Veth => {
+                let (v4, v6) = (OUTER_V4[index].to_owned(), OUTER_V6[index].to_owned());
+                Self { device: underlay, v4, v6, ..tunnel }
+            }
             Carrier::Vxlan
             | Carrier::WireguardGo
             | Carrier::Boringtun
             | Carrier::Gotatun
-            | Carrier::MeshWg => {
-                // In the name of the UAPI socket too, which all namespaces share. Carriers differ in a letter.
-                let letter = char::from(b'a' + carrier as u8);
-                (format!("{DEVICE_PREFIX}{id}{letter}{index}"), INNER_V4[index], INNER_V6[index])
-            }
-        };
+            | Carrier::MeshWg => tunnel,
+        }
+    }
+
+    /// An end of a tunnel. `letter` is in the name of the UAPI socket too, which all namespaces share.
+    fn named(name: &str, underlay: &str, letter: char, index: usize) -> Self {
+        let id = std::process::id();
         Self {
-            namespace: format!("{NAMESPACE_PREFIX}{id}-{}-{index}", carrier.name()),
-            underlay,
-            device,
-            v4: v4.to_owned(),
-            v6: v6.to_owned(),
+            namespace: format!("{NAMESPACE_PREFIX}{id}-{name}-{index}"),
+            underlay: underlay.to_owned(),
+            device: format!("{DEVICE_PREFIX}{id}{letter}{index}"),
+            v4: INNER_V4[index].to_owned(),
+            v6: INNER_V6[index].to_owned(),
         }
     }
 }
