@@ -198,6 +198,8 @@ pub async fn run(config: Config) -> Result<()> {
                     }
                 }
                 Arrived::Input(input) => node.handle(input, clock()),
+                // Without gossip it would be taken for dead, and think so of the others.
+                Arrived::NoDatagrams => bail!("the thread that receives datagrams has ended"),
                 Arrived::Call(call) => {
                     let id = shell.register(call.answer);
                     node.handle(Input::Request(id, call.request), clock());
@@ -238,6 +240,8 @@ enum Arrived {
     Link(LinkEvent),
     Input(Input),
     Call(Call),
+    /// There will be no datagrams any more.
+    NoDatagrams,
 }
 
 impl Inbox {
@@ -248,8 +252,7 @@ impl Inbox {
             Some(event) = self.links.recv() => Arrived::Link(event),
             Some(input) = self.input.recv() => Arrived::Input(input),
             Some(call) = self.called.recv() => Arrived::Call(call),
-            Some(input) = self.datagrams.recv() => Arrived::Input(input),
-            else => std::future::pending().await,
+            input = self.datagrams.recv() => input.map_or(Arrived::NoDatagrams, Arrived::Input),
         }
     }
 }

@@ -14,7 +14,7 @@ use mesh_core::node::Input;
 use mesh_core::relay::{Dropped, Endpoint, Limits, Relay, is_wireguard};
 use mesh_core::time::Time;
 use mesh_keys::frame::MAX_DATAGRAM;
-use mesh_sys::udp::{Destination, Piece, ReceiveBatch, SendBatch, Sockets, Source, UdpSocket};
+use mesh_sys::udp::{Destination, ReceiveBatch, SendBatch, Sockets, Source, UdpSocket};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -115,7 +115,7 @@ impl Datagrams {
     }
 
     /// Begins to receive: what is passed on is passed on, everything else goes to `node`. When nobody keeps up there, the
-    /// newest are dropped, as the kernel would.
+    /// newest are dropped, as the kernel would. `node` is closed when the thread has failed.
     ///
     /// # Errors
     /// Those of the kernel.
@@ -201,12 +201,14 @@ impl Receiving<'_> {
             let port = self.port;
             let mut relay = None;
             for piece in pieces {
-                // One piece has the datagrams of one sender, all of one length but for the last.
-                let is_foreign = piece.datagrams().next().is_some_and(|first| is_wireguard(&data[first]));
-                if is_foreign {
-                    self.pass_on(relay.get_or_insert_with(|| port.relay()), piece, data, now);
-                } else {
-                    self.hand_over(piece, data);
+                // Of one sender, and the kernel joins what it has to say to the relay and to the node.
+                for place in piece.datagrams() {
+                    let datagram = &data[place];
+                    if is_wireguard(datagram) {
+                        self.pass_on(relay.get_or_insert_with(|| port.relay()), piece.from, datagram, now);
+                    } else {
+                        self.hand_over(piece.from, datagram);
+                    }
                 }
             }
             drop(relay);
@@ -214,43 +216,36 @@ impl Receiving<'_> {
         }
     }
 
-    /// Puts into the batch what goes on to somebody.
-    fn pass_on(&mut self, relay: &mut Relay, piece: &Piece, data: &[u8], now: Time) {
+    /// Puts a datagram into the batch, if it goes on to somebody.
+    fn pass_on(&mut self, relay: &mut Relay, from: SocketAddr, datagram: &[u8], now: Time) {
         let counters = &self.port.0.counters;
-        let from = relay.source(&piece.from);
-        let (mut passed, mut bytes) = (0, 0);
-        for place in piece.datagrams() {
-            let datagram = &data[place];
-            match from.ok_or(Dropped::Stranger).and_then(|from| relay.route(from, datagram, now)) {
-                Ok(to) => {
-                    if !self.batch.has_space(datagram.len()) {
-                        self.send();
-                    }
-                    if let Some(space) = self.batch.space(datagram.len()) {
-                        space.copy_from_slice(datagram);
-                        self.batch.commit(&destination(to), datagram.len());
-                        (passed, bytes) = (passed + 1, bytes + datagram.len() as u64);
-                    }
+        let from = relay.source(&from).ok_or(Dropped::Stranger);
+        match from.and_then(|from| relay.route(from, datagram, now)) {
+            Ok(to) => {
+                if !self.batch.has_space(datagram.len()) {
+                    self.send();
                 }
-                Err(reason) => {
-                    counters.dropped[reason as usize].fetch_add(1, Ordering::Relaxed);
+                if let Some(space) = self.batch.space(datagram.len()) {
+                    space.copy_from_slice(datagram);
+                    self.batch.commit(&destination(to), datagram.len());
+                    counters.passed_on.fetch_add(1, Ordering::Relaxed);
+                    counters.passed_on_bytes.fetch_add(datagram.len() as u64, Ordering::Relaxed);
                 }
+            }
+            Err(reason) => {
+                counters.dropped[reason as usize].fetch_add(1, Ordering::Relaxed);
             }
         }
-        counters.passed_on.fetch_add(passed, Ordering::Relaxed);
-        counters.passed_on_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    fn hand_over(&self, piece: &Piece, data: &[u8]) {
-        for datagram in piece.datagrams() {
-            // Longer ones are no gossip.
-            if datagram.len() > MAX_DATAGRAM {
-                continue;
-            }
-            let input = Input::Datagram { from: piece.from, bytes: data[datagram].to_vec() };
-            if let Err(error) = self.node.try_send(input) {
-                tracing::trace!(%error, "datagram dropped");
-            }
+    fn hand_over(&self, from: SocketAddr, datagram: &[u8]) {
+        // Longer ones are no gossip.
+        if datagram.len() > MAX_DATAGRAM {
+            return;
+        }
+        let input = Input::Datagram { from, bytes: datagram.to_vec() };
+        if let Err(error) = self.node.try_send(input) {
+            tracing::trace!(%error, "datagram dropped");
         }
     }
 
@@ -328,5 +323,26 @@ mod tests {
         );
         assert_eq!(here.counters().dropped(Dropped::Stranger), 1);
         assert_eq!(here.counters().dropped(Dropped::NoRoute), 1);
+    }
+
+    #[tokio::test]
+    async fn what_the_kernel_joins_is_told_apart() {
+        let here = bound();
+        let (inputs, mut input) = mpsc::channel(8);
+        let _receiver = here.receive(|| Time::ZERO, inputs).unwrap();
+        let there = bound();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, here.port()));
+        let mut data = [0; 64];
+        data[0] = 4;
+        // One piece, also when it arrives: the last datagram of a run may be shorter.
+        let mut batch = SendBatch::new(1_000);
+        for datagram in [&data[..], &data, b"gossip"] {
+            batch.space(datagram.len()).unwrap().copy_from_slice(datagram);
+            batch.commit(&Destination { address, source: None }, datagram.len());
+        }
+        assert_eq!(batch.send(&there.0.sockets).sent, 3);
+        let received = tokio::time::timeout(Duration::from_secs(5), input.recv()).await.unwrap();
+        assert!(matches!(received, Some(Input::Datagram { bytes, .. }) if bytes == b"gossip"));
+        assert_eq!(here.counters().dropped(Dropped::Stranger), 2);
     }
 }

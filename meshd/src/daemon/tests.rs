@@ -29,6 +29,7 @@ async fn each_side_gets_its_turn_however_much_the_others_have() {
             Arrived::Input(Input::Seeds(_)) => before.1 += 1,
             Arrived::Input(_) => before.2 += 1,
             Arrived::Call(_) => break,
+            Arrived::NoDatagrams => panic!("they still come"),
         }
     }
     // With four sides that all have something, one comes after 100 others once in 10^12 times.
@@ -39,10 +40,15 @@ async fn each_side_gets_its_turn_however_much_the_others_have() {
             Arrived::Link(_) => seen[0] += 1,
             Arrived::Input(Input::Seeds(_)) => seen[1] += 1,
             Arrived::Input(_) => seen[2] += 1,
-            Arrived::Call(_) => panic!("there was one"),
+            Arrived::Call(_) | Arrived::NoDatagrams => panic!("there was one, and datagrams still come"),
         }
     }
     assert!(seen.iter().all(|turns| *turns > 20), "{seen:?}");
+    drop((received, links_in, inputs, calls));
+    let end = async { while !matches!(inbox.next().await, Arrived::NoDatagrams) {} };
+    tokio::time::timeout(Duration::from_secs(5), end)
+        .await
+        .expect("it is noticed that no datagrams come any more");
 }
 
 #[test]
