@@ -69,6 +69,7 @@ pub async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>, config: Ar
         .route("/v1/config", get(configuration))
         .route("/v1/removals", post(remove))
         .route("/v1/removals/prepare", get(prepare_removal))
+        .route("/v1/leave", post(leave).delete(stay))
         .route("/v1/join-window", get(join_window).put(set_join_window))
         .route("/v1/tokens", get(tokens).post(create_token))
         .route("/v1/tokens/revocations", post(revoke_token))
@@ -240,6 +241,14 @@ async fn remove(
         }
         Err(refusal) => *refusal,
     }
+}
+
+async fn leave(State(api): State<Api>) -> HttpResponse {
+    answer(&api, Request::Leave(true)).await
+}
+
+async fn stay(State(api): State<Api>) -> HttpResponse {
+    answer(&api, Request::Leave(false)).await
 }
 
 async fn join_window(State(api): State<Api>) -> HttpResponse {

@@ -21,6 +21,7 @@ pub mod overlap;
 mod persistent;
 pub mod ranges;
 pub mod relay;
+mod said;
 pub mod state;
 pub mod time;
 pub mod view;

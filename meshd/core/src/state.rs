@@ -21,6 +21,7 @@ use crate::api::{AttachmentId, NetnsId};
 use crate::leases::Lease;
 use crate::message::GroupKeyShare;
 use crate::node::StartMark;
+use crate::said;
 use crate::view::{Delta, View};
 use crate::wiped;
 
@@ -146,6 +147,9 @@ pub struct StoredNode {
     pub generation: u64,
     /// The node's own IPv4 address.
     pub mesh_ipv4: Option<Ipv4Addr>,
+    /// Whether the operator has decided that it leaves the cluster. Written only if it is so.
+    #[serde(default, skip_serializing_if = "said::is_false", deserialize_with = "said::or_false")]
+    pub leaving: bool,
 }
 
 /// The leases, and the boot of the host they are from.

@@ -89,7 +89,7 @@ const PF_EXITING: u64 = 0x4;
 
 /// The parts of `/proc/PID/stat` that matter here.
 struct Stat {
-    /// A zombie.
+    /// A zombie, and none of its threads runs.
     dead: bool,
     exiting: bool,
     start_ticks: u64,
@@ -104,7 +104,9 @@ impl Stat {
         let [state, _, _, _, _, _, flags, ..] = fields else { return None };
         let flags: u64 = flags.parse().ok()?;
         let start_ticks = fields.get(19)?.parse().ok()?;
-        let dead = matches!(state.as_str(), "Z" | "X" | "x");
+        // As long as one thread is not gone yet, the process holds its files, locks among them.
+        let threads: u64 = fields.get(17)?.parse().ok()?;
+        let dead = matches!(state.as_str(), "Z" | "X" | "x") && threads <= 1;
         Some(Self { dead, exiting: flags & PF_EXITING != 0, start_ticks })
     }
 }
@@ -168,6 +170,12 @@ mod tests {
         let parse = |text| Stat::of(&fields_after_name(text)?);
         let stat = parse(text).unwrap();
         assert_eq!((stat.dead, stat.exiting, stat.start_ticks), (false, true, 4242));
+        let zombie = |threads: &str| {
+            let text = format!("12 (a) Z 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 {threads} 18 4242 20");
+            Stat::of(&fields_after_name(&text).unwrap()).unwrap().dead
+        };
+        assert!(zombie("1") && zombie("0"));
+        assert!(!zombie("2"), "another thread has not ended yet");
         assert!(parse("12 (a").is_none());
         assert!(parse("12 (a) R 1").is_none());
         assert!(parse("").is_none());

@@ -263,7 +263,7 @@ pub(super) fn admin_key(file: Option<&Path>, wanted: &[IdentityKey]) -> Result<O
     Ok(Some(key))
 }
 
-fn confirm(question: &str) -> Result<()> {
+pub(super) fn confirm(question: &str) -> Result<()> {
     let mut input = std::io::stdin().lock();
     if !input.is_terminal() {
         bail!("{question} Say so with --yes");

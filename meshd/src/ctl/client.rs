@@ -69,6 +69,14 @@ impl Client {
         self.call(method, path, body.into())
     }
 
+    /// Likewise, where the path says it all.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn order(&self, method: Method, path: &str) -> Result<(), ClientError> {
+        self.call(method, path, Bytes::new())
+    }
+
     fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, ClientError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

@@ -6,6 +6,7 @@
 mod authority;
 mod client;
 mod ipam;
+mod leave;
 mod status;
 mod token;
 
@@ -53,6 +54,8 @@ enum Verb {
     },
     /// Remove a node from the cluster for good: its tunnels, sessions and addresses
     Remove(authority::RemoveArguments),
+    /// Take this node out of the cluster for good: its addresses go to another member, then it is no member any more
+    Leave(leave::LeaveArguments),
     /// When nodes may join by password or key file
     JoinWindow {
         /// What to do
@@ -106,6 +109,7 @@ pub fn main() -> ExitCode {
         Verb::Keygen { admin: None } => print(JoinKey::generate(&mut OsRng).to_text().trim_end()),
         Verb::Keygen { admin: Some(file) } => authority::make_admin_key(&file),
         Verb::Remove(what) => authority::remove(&Client::new(&arguments.control_socket), &what),
+        Verb::Leave(how) => leave::leave(&Client::new(&arguments.control_socket), &how),
         Verb::JoinWindow { verb } => authority::join_window(&Client::new(&arguments.control_socket), &verb),
         Verb::Token { verb } => token::run(&Client::new(&arguments.control_socket), &verb),
         Verb::Config => show_config(&arguments.control_socket),

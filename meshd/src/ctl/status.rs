@@ -107,7 +107,12 @@ fn row(peer: &PeerStatus) -> [String; 9] {
             .map_or_else(|| "none yet".to_owned(), |seconds| format!("{} ago", age(seconds))),
         bytes(peer.tunnel.rx_bytes),
         bytes(peer.tunnel.tx_bytes),
-        if peer.tunnel.ready { "ready" } else { "agreeing on a key" }.to_owned(),
+        match (peer.leaving, peer.tunnel.ready) {
+            (true, _) => "leaving the cluster",
+            (false, true) => "ready",
+            (false, false) => "agreeing on a key",
+        }
+        .to_owned(),
     ]
 }
 

@@ -119,6 +119,7 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         lanes: vec![LaneInfo { index: 0, key: WgPublic::from_bytes([9; 32]), port: 6784 }],
         start: 0,
         contested: false,
+        leaving: false,
     };
     let founders =
         NodeRecord { node: WORLD.founder.public(), mesh_ipv4: None, lanes: Vec::new(), ..record.clone() };

@@ -233,6 +233,10 @@ impl World {
     }
 
     fn remove_one(&mut self, by: usize) {
+        if self.dice.chance(2_000) {
+            self.ask_leave(by);
+            return;
+        }
         let lost: Vec<NodeId> = self.lost(by);
         let subject = match self.dice.pick(&lost) {
             Some(lost) => lost,

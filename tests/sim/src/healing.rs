@@ -102,6 +102,7 @@ impl World {
             return;
         };
         self.open_the_doors(by);
+        self.see_leaves_through(by);
         for subject in self.lost(by) {
             self.ask_removal(by, subject);
         }

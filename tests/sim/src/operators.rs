@@ -2,7 +2,7 @@
 //! signs it; in an anchored one they ask it what is to be said, sign with the admin key, and hand that in, as
 //! `meshctl` does.
 
-use mesh_core::api::{JoinWindowStatus, NewToken, RemovalPlan};
+use mesh_core::api::{AttachmentId, JoinWindowStatus, LeaveStatus, NewToken, RemovalPlan};
 use mesh_core::node::{Request, Response};
 use mesh_core::view::Delta;
 use mesh_keys::{
@@ -27,6 +27,33 @@ impl World {
             self.ask(by, Request::PrepareRemoval(subject.to_string()), Asked::RemovalPlan(subject));
         } else {
             self.ask(by, Request::Remove(subject), Asked::Remove(subject));
+        }
+    }
+
+    /// The operator of a host drains it and has its node leave the cluster.
+    pub(crate) fn ask_leave(&mut self, at: usize) {
+        let pods: Vec<AttachmentId> = self.hosts[at].pods.keys().cloned().collect();
+        pods.iter().for_each(|id| self.delete(at, id, false));
+        let id = self.hosts[at].id();
+        self.say(format!("host{at} ({}) is to leave", id.short()));
+        self.model.may_go(id);
+        self.ask(at, Request::Leave(true), Asked::Leave);
+    }
+
+    /// What is left for operators to do about nodes that leave. Some stay after all: of those that leave all at once, none
+    /// could take the addresses of the others.
+    pub(crate) fn see_leaves_through(&mut self, by: usize) {
+        for at in 0..self.hosts.len() {
+            let Some(leave) = self.hosts[at].node().and_then(|node| node.status().leave) else { continue };
+            let (id, stays) = (self.hosts[at].id(), self.dice.chance(2_000));
+            match leave {
+                LeaveStatus::AddressesGiven if at != by => self.ask_removal(by, id),
+                LeaveStatus::Leaving { .. } | LeaveStatus::AddressesGiven if stays => {
+                    self.say(format!("host{at} stays after all"));
+                    self.ask(at, Request::Leave(false), Asked::Leave);
+                }
+                LeaveStatus::Leaving { .. } | LeaveStatus::AddressesGiven | LeaveStatus::Left => {}
+            }
         }
     }
 

@@ -29,6 +29,8 @@ pub enum Asked {
     Detach,
     /// A member is removed.
     Remove(NodeId),
+    /// The node leaves, or stays after all.
+    Leave,
     /// Who may join, and when.
     Decide,
     /// What the removal of a member has to say.
@@ -160,13 +162,14 @@ impl World {
             (Asked::Remove(id) | Asked::RemovalPlan(id), Err(error)) => {
                 self.say(format!("host{at} cannot remove {}: {error}", id.short()));
             }
+            (Asked::Leave, Err(error)) => self.say(format!("host{at} cannot leave: {error}")),
             (Asked::Decide | Asked::JoinWindow(_), Err(error)) => {
                 self.say(format!("host{at} cannot decide that: {error}"))
             }
             (asked @ (Asked::RemovalPlan(_) | Asked::JoinWindow(_)), Ok(answer)) => {
                 self.prepared(at, &asked, &answer);
             }
-            (Asked::Attach(_), Ok(_)) | (Asked::Detach, _) | (Asked::Decide, Ok(_)) => {}
+            (Asked::Attach(_) | Asked::Decide | Asked::Leave, Ok(_)) | (Asked::Detach, _) => {}
         }
     }
 }

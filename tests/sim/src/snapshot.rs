@@ -63,7 +63,7 @@ impl World {
         let (mut view, addresses) = self.common_statements()?;
         let mut starts = Vec::new();
         for (at, address) in addresses.into_iter().enumerate() {
-            let node = StoredNode { generation: 2, mesh_ipv4: Some(address) };
+            let node = StoredNode { generation: 2, mesh_ipv4: Some(address), leaving: false };
             let keys = keys.get(&at).cloned().unwrap_or_default();
             let stored = Stored { node, group: group.clone(), keys, ..Stored::default() };
             let host = &mut self.hosts[at];

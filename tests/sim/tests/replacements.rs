@@ -80,6 +80,7 @@ impl Cluster {
             lanes: vec![LaneInfo { index: 0, key: WgSecret::generate(&mut self.rng).public(), port: 6784 }],
             start: 0,
             contested: false,
+            leaving: false,
         };
         let record = Signed::sign(&record, &self.members[member]).unwrap();
         self.merge(&Delta { records: vec![record], ..Delta::default() });
@@ -180,7 +181,7 @@ fn replaced(replacements: usize, anchored: bool) -> Cluster {
 fn is_read_again(cluster: &Cluster, replacements: usize) {
     let bytes = encode_cluster(&cluster.view);
     println!("{} bytes after {replacements} replacements", bytes.len());
-    let node = StoredNode { generation: 1, mesh_ipv4: None };
+    let node = StoredNode { generation: 1, mesh_ipv4: None, leaving: false };
     let files = BTreeMap::from([(StateFile::Cluster, bytes), (StateFile::Node, encode_node(&node))]);
     let view = Stored::decode(&files).unwrap().view.unwrap();
     assert_eq!(view.fingerprint(), cluster.view.fingerprint());

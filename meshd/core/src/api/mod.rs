@@ -14,6 +14,8 @@
 //! | `POST /v1/attachments/gc` | [`GcRequest`] | [`GcReport`] |
 //! | `GET /v1/removals/prepare?node=…` | – | [`RemovalPlan`]; the node is an id, its first 8 or more digits, or a name |
 //! | `POST /v1/removals` | [`RemovalRequest`] | 204 once it is durable |
+//! | `POST /v1/leave` | – | 204 once it is durable that this node leaves the cluster; the status says how far it is |
+//! | `DELETE /v1/leave` | – | 204 once it is durable that it stays after all |
 //! | `GET /v1/join-window` | – | [`JoinWindowStatus`] |
 //! | `PUT /v1/join-window` | [`JoinWindowRequest`] | 204 once it is durable |
 //! | `GET /v1/tokens` | – | [`TokenList`] |
@@ -38,8 +40,8 @@ pub use authority::{
 };
 pub use error::{ApiError, ErrorCode};
 pub use status::{
-    AddressStatus, Backend, ClusterStatus, ConflictStatus, GossipStatus, IpamStatus, LaneStatus, Membership,
-    NodeStatus, OwnerStatus, PeerStatus, SessionStatus, Status, TunnelStatus, UsageStatus,
+    AddressStatus, Backend, ClusterStatus, ConflictStatus, GossipStatus, IpamStatus, LaneStatus, LeaveStatus,
+    Membership, NodeStatus, OwnerStatus, PeerStatus, SessionStatus, Status, TunnelStatus, UsageStatus,
 };
 
 /// Where the control socket of the daemon is, unless configured otherwise.

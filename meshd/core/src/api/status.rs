@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+use crate::said;
+
 /// The whole status of a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -31,6 +33,24 @@ pub struct Status {
     /// Who owns which addresses, once the node is in a cluster. Older daemons do not say.
     #[serde(default)]
     pub ipam: Option<IpamStatus>,
+    /// How far the node is with leaving the cluster; absent unless its operator has decided that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leave: Option<LeaveStatus>,
+}
+
+/// How far a node is with leaving the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "state")]
+pub enum LeaveStatus {
+    /// It is at it.
+    Leaving {
+        /// What it waits for, in a sentence.
+        waiting_for: String,
+    },
+    /// Its addresses are in other hands. It is a member until an admin key signs its removal.
+    AddressesGiven,
+    /// It is no member any more: `meshd` may be stopped, and its state directory removed.
+    Left,
 }
 
 /// This node.
@@ -202,6 +222,9 @@ pub struct PeerStatus {
     pub name: String,
     /// Version of its daemon, as it said.
     pub version: String,
+    /// Whether it is leaving the cluster; absent unless it is.
+    #[serde(default, skip_serializing_if = "said::is_false")]
+    pub leaving: bool,
     /// The addresses it said it can be reached at.
     pub advertised: Vec<IpAddr>,
     /// Its ranges.

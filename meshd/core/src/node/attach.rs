@@ -81,6 +81,9 @@ impl Node {
 
     /// Takes an address for the node itself, once it owns a range.
     pub(super) fn assign_address(&mut self) {
+        if self.is_leaving() {
+            return;
+        }
         let owned = self.owned();
         if self.stored.mesh_ipv4.is_some_and(|address| owned.contains(address)) {
             return;
@@ -130,7 +133,8 @@ impl Node {
 
     fn runs_low(&self) -> bool {
         let reserved = self.stored.mesh_ipv4.unwrap_or(Ipv4Addr::UNSPECIFIED);
-        self.doubt().is_none() && !self.is_out() && !self.leases.has_free(LOW_WATER, &self.owned(), reserved)
+        let needs_any = self.doubt().is_none() && !self.is_out() && !self.is_leaving();
+        needs_any && !self.leases.has_free(LOW_WATER, &self.owned(), reserved)
     }
 
     pub(super) fn addresses_deadline(&self) -> Option<Time> {
@@ -140,7 +144,7 @@ impl Node {
 
     pub(super) fn on_grant_ask(&mut self, peer: NodeId) {
         let mut kept = self.kept_addresses();
-        if !self.may_give() || self.is_out() {
+        if !self.may_give() || self.is_out() || self.is_leaving() {
             return;
         }
         let Some(view) = &self.view else { return };
@@ -193,6 +197,7 @@ impl Node {
             Request::Detach(attachment) => return self.release_all(Some(id), &[attachment], false),
             Request::Gc(request) => return self.on_gc(id, &request),
             Request::Remove(node) => return self.on_remove(id, node),
+            Request::Leave(leave) => return self.on_leave(id, leave),
             Request::Declare(delta) => return self.on_declare(id, &delta),
             Request::SetJoinWindow(window) => return self.on_set_join_window(id, window),
             Request::PrepareRemoval(node) => {
@@ -224,6 +229,9 @@ impl Node {
         }
         if self.is_out() {
             return Err(not_ready(super::removal::REMOVED.to_owned()));
+        }
+        if self.is_leaving() {
+            return Err(not_ready("this node is leaving the cluster".to_owned()));
         }
         if let Some(overlap) = self.kept_out() {
             return Err(not_ready(format!("nothing is set up on this host: {overlap}")));

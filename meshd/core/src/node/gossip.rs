@@ -683,6 +683,7 @@ impl Node {
                 .collect(),
             start: self.standing.start,
             contested: self.standing.contested,
+            leaving: self.is_leaving(),
         };
         if view.record(&self.id) == Some(&record) {
             return;

@@ -33,7 +33,7 @@ impl Node {
             ipv6: view.genesis().ipv6_range(),
             block_prefix: view.genesis().block_prefix(),
             owners,
-            shortage: (usage.free < LOW_WATER).then(|| self.what_helps(view)),
+            shortage: (usage.free < LOW_WATER && !self.is_leaving()).then(|| self.what_helps(view)),
             usage,
             conflicts: view.grants().conflicts().iter().take(MAX_CONFLICTS).map(conflict).collect(),
         })
@@ -90,7 +90,7 @@ impl Node {
 
     /// The problem of a node that can lease nothing; `None` when it can.
     pub(super) fn exhaustion_problem(&self) -> Option<String> {
-        let view = self.view.as_ref().filter(|_| self.usage().free == 0)?;
+        let view = self.view.as_ref().filter(|_| self.usage().free == 0 && !self.is_leaving())?;
         Some(format!("no pod can be attached for want of an IPv4 address: {}", self.what_helps(view)))
     }
 

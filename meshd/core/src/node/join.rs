@@ -649,6 +649,9 @@ impl Node {
         if let Err((code, reason)) = self.still_admits(mode) {
             return self.refuse(session, code, &reason);
         }
+        if self.is_leaving() {
+            return self.refuse(session, RefusalCode::Busy, "this member is leaving; ask another");
+        }
         let Some(view) = &self.view else { return };
         let (cluster, is_member) = (view.cluster(), view.admissions().contains(&joiner));
         let mut delta = Delta::default();

@@ -18,6 +18,7 @@ mod dial;
 mod gossip;
 mod ipam;
 mod join;
+mod leave;
 mod overlap;
 mod policy;
 mod psk;
@@ -321,6 +322,8 @@ pub enum Request {
     Declare(Box<Delta>),
     /// `GET /v1/removals/prepare`: what the removal of a node has to say.
     PrepareRemoval(String),
+    /// `POST` and `DELETE /v1/leave`: this node leaves the cluster, or stays after all.
+    Leave(bool),
     /// `GET /v1/join-window`
     JoinWindow,
     /// `PUT /v1/join-window` without a signature
@@ -460,6 +463,8 @@ pub struct Node {
     asked_in_vain: usize,
     /// When other members were given addresses last.
     gave: BTreeMap<NodeId, Time>,
+    /// The operator has decided that this node leaves the cluster.
+    leave: Option<leave::Leave>,
 
     /// Writes in flight and what follows them.
     pending: BTreeMap<Ticket, Pending>,
@@ -510,7 +515,9 @@ enum Pending {
     /// A range granted to a member, a promise or a reclaim is on disk.
     Granted { delta: Box<Delta> },
     /// Statements of an authority, such as the removal of a member, are on disk.
-    Declared { request: RequestId, delta: Box<Delta> },
+    Declared { request: Option<RequestId>, delta: Box<Delta> },
+    /// That the node leaves, or stays, is on disk.
+    Decided { request: RequestId, leave: bool },
     /// A lease is on disk.
     Leased { request: RequestId, id: AttachmentId },
     /// An attachment is noted as active on disk.
@@ -529,6 +536,7 @@ impl Pending {
             Self::Nothing
             | Self::Member { .. }
             | Self::Contested
+            | Self::Decided { .. }
             | Self::Leased { .. }
             | Self::Activated { .. }
             | Self::Released { .. } => None,
@@ -541,6 +549,7 @@ impl Pending {
             Self::Member { .. } | Self::Welcome { .. } | Self::Granted { .. } | Self::Declared { .. } => true,
             Self::Nothing
             | Self::Contested
+            | Self::Decided { .. }
             | Self::Leased { .. }
             | Self::Activated { .. }
             | Self::Released { .. } => false,
@@ -555,6 +564,7 @@ impl Node {
         let me = identity.public();
         let known = !stored.leases.leases.is_empty() || !stored.leases.resting.is_empty();
         let other_boot = known && stored.leases.boot != config.boot;
+        let leave = stored.node.leaving.then(|| leave::Leave::new(now));
         let leases = Leases::restore(stored.leases, &config.boot, now);
         let mut rng = ChaCha20Rng::from_seed(seed);
         let datagrams = datagrams::Datagrams::restore(stored.group, me.node_id(), &mut rng);
@@ -598,6 +608,7 @@ impl Node {
             addresses_asked: None,
             asked_in_vain: 0,
             gave: BTreeMap::new(),
+            leave,
             pending: BTreeMap::new(),
             tickets: 0,
             writes: stored.writes.last(),
@@ -733,6 +744,7 @@ impl Node {
         self.advance_dialer();
         self.advance_gossip();
         self.advance_addresses();
+        self.advance_leave();
         self.advance_pairs();
         self.recompute_desired();
         self.flush();
@@ -747,6 +759,7 @@ impl Node {
             self.gossip_deadline(),
             self.pair_deadline(),
             self.addresses_deadline(),
+            self.leave_deadline(),
             self.flush_deadline(),
             self.desired_deadline(),
             self.standing_deadline(),
@@ -873,6 +886,7 @@ impl Node {
             Some(Pending::Contested) => self.contest(),
             Some(Pending::Granted { delta }) => self.spread(&delta),
             Some(Pending::Declared { request, delta }) => self.declared(request, &delta),
+            Some(Pending::Decided { request, .. }) => self.reply(request, Ok(Response::Done)),
             Some(Pending::Leased { request, id }) => self.leased(request, &id),
             Some(Pending::Activated { request, id }) => self.activated(request, id),
             Some(Pending::Released { request, leases, gc }) => self.released(request, leases, gc),
@@ -907,8 +921,10 @@ impl Node {
             }
             Some(Pending::Declared { request, .. }) => {
                 let message = format!("it is in force here, but could not be written to disk yet: {error}");
-                self.reply(request, Err(ApiError::new(crate::api::ErrorCode::Internal, message)));
+                let error = ApiError::new(crate::api::ErrorCode::Internal, message);
+                request.into_iter().for_each(|request| self.reply(request, Err(error.clone())));
             }
+            Some(Pending::Decided { request, leave }) => self.decision_failed(request, leave, error),
             Some(Pending::Member { sponsor, .. }) => self.join_failed(sponsor, error),
             Some(Pending::Welcome { session, .. }) => {
                 self.refuse(session, crate::message::RefusalCode::Busy, "the sponsor cannot write its state");

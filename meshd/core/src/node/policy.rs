@@ -52,17 +52,21 @@ impl Node {
 
     /// Takes statements of an authority: all of them, or none.
     pub(super) fn on_declare(&mut self, request: RequestId, delta: &Delta) {
-        let mut view = match self.speaker() {
-            Ok(view) => view.clone(),
-            Err(error) => return self.reply(request, Err(error)),
-        };
+        if let Err(error) = self.declare(Some(request), delta) {
+            self.reply(request, Err(error));
+        }
+    }
+
+    /// Likewise; an answer to the request follows, if it is taken.
+    pub(super) fn declare(&mut self, request: Option<RequestId>, delta: &Delta) -> Result<(), ApiError> {
+        let mut view = self.speaker()?.clone();
         let merged = view.merge(delta);
         if let Some(refused) = merged.refused.into_iter().next() {
-            return self.reply(request, Err(ApiError::new(ErrorCode::Forbidden, refused)));
+            return Err(ApiError::new(ErrorCode::Forbidden, refused));
         }
         if delta.policies.iter().any(|signed| !is_in_force(&view, signed)) {
             let message = "not in force: a join policy with a higher serial is known by now; ask for the join window and sign anew";
-            return self.reply(request, Err(ApiError::new(ErrorCode::Conflict, message)));
+            return Err(ApiError::new(ErrorCode::Conflict, message));
         }
         self.view = Some(view);
         if let Some(gossip) = &mut self.gossip {
@@ -76,16 +80,19 @@ impl Node {
             self.heed_removals(&delta);
             self.settle_addresses();
         }
+        Ok(())
     }
 
     /// What an authority has declared is on disk.
-    pub(super) fn declared(&mut self, request: RequestId, delta: &Delta) {
+    pub(super) fn declared(&mut self, request: Option<RequestId>, delta: &Delta) {
         self.spread(delta);
         if self.is_out() {
             self.say_now();
             self.heed_removals(delta);
         }
-        self.reply(request, Ok(Response::Done));
+        if let Some(request) = request {
+            self.reply(request, Ok(Response::Done));
+        }
     }
 
     pub(super) fn on_set_join_window(&mut self, request: RequestId, window: JoinWindow) {

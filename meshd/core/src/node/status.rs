@@ -34,6 +34,7 @@ impl Node {
         problems.extend(self.prefix_problems());
         problems.extend(self.overlap.clone());
         problems.extend(self.exhaustion_problem());
+        problems.extend(self.leave_problem());
         Status {
             schema_version: SCHEMA_VERSION,
             version: self.config.software.clone(),
@@ -62,6 +63,7 @@ impl Node {
             attachments: self.leases.all().len(),
             problems,
             ipam: self.ipam_status(),
+            leave: self.leave_status(),
         }
     }
 
@@ -133,6 +135,7 @@ impl Node {
                     id: id.to_string(),
                     name: record.name.clone(),
                     version: record.software.clone(),
+                    leaving: record.leaving,
                     advertised: record.endpoints.clone(),
                     ranges: ranges.into_iter().collect(),
                     mesh_ipv4: record.mesh_ipv4,

@@ -4,6 +4,7 @@
 mod addresses;
 mod authority;
 mod copies;
+mod leave;
 mod links;
 mod removal;
 mod scenarios;

@@ -87,14 +87,30 @@ impl View {
     /// # Errors
     /// [`CannotRemove`].
     pub fn removal(&self, subject: &NodeId, signer: &Identity) -> Result<SignedRemoval, CannotRemove> {
-        let by = signer.public();
+        self.removal_for(subject, signer, &signer.public())
+    }
+
+    fn removal_for(
+        &self,
+        subject: &NodeId,
+        signer: &Identity,
+        heir: &IdentityKey,
+    ) -> Result<SignedRemoval, CannotRemove> {
         let admins = self.genesis().admin_keys();
-        if !admins.is_empty() && !admins.contains(&by) {
+        if !admins.is_empty() && !admins.contains(&signer.public()) {
             return Err(CannotRemove::NotAdmin);
         }
-        let (subject, heir, keep) = self.prepare_removal(subject, &by)?;
+        let (subject, heir, keep) = self.prepare_removal(subject, heir)?;
         let grants = self.grants().worth_naming(&subject);
         Ok(SignedRemoval::issue_naming(self.cluster(), subject, heir, keep, &grants, signer)?)
+    }
+
+    /// Signs the removal of the signer itself, which leaves its place to `heir`.
+    ///
+    /// # Errors
+    /// [`CannotRemove`].
+    pub fn departure(&self, identity: &Identity, heir: &IdentityKey) -> Result<SignedRemoval, CannotRemove> {
+        self.removal_for(&identity.public().node_id(), identity, heir)
     }
 
     /// What a removal of `subject` has to say so that all others stay in: subject, heir and whom it keeps. The heir

@@ -8,6 +8,7 @@ use mesh_keys::{ClusterId, Genesis, IdentityKey, NodeId, Signable, SignedError, 
 use serde::{Deserialize, Serialize};
 
 use super::View;
+use crate::said;
 
 /// A node's own account of itself, signed by itself. Newer versions append fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +40,9 @@ pub struct NodeRecord {
     pub start: u64,
     /// Whether the node has spoken up against another start of its identity.
     pub contested: bool,
+    /// Whether the node is leaving the cluster: nobody should give it addresses. Said only if it is so.
+    #[serde(default, skip_serializing_if = "said::is_false", deserialize_with = "said::or_false")]
+    pub leaving: bool,
 }
 
 /// A WireGuard device of a node.

@@ -225,6 +225,7 @@ fn perform(view: &mut View, nodes: &[Identity], act: &Act) {
                 }],
                 start: 0,
                 contested: false,
+                leaving: false,
             };
             delta.records.push(Signed::sign(&record, &nodes[*node]).unwrap());
         }
@@ -483,6 +484,7 @@ fn nobody_speaks_for_another() {
         lanes: vec![LaneInfo { index: 0, key: WgSecret::from_bytes(&[9; 32]).public(), port: 1 }],
         start: 0,
         contested: false,
+        leaving: false,
     };
     let forged = Delta { records: vec![Signed::sign(&record, &nodes[1]).unwrap()], ..Delta::default() };
     let merged = view.merge(&forged);

@@ -241,6 +241,7 @@ fn status() -> Status {
         id: node(byte).to_string(),
         name: format!("node-{byte}"),
         version: text("0.1.0"),
+        leaving: false,
         advertised: vec![[192, 0, 2, byte].into()],
         ranges: vec!["10.32.4.0/24".parse().unwrap()],
         mesh_ipv4: Some(Ipv4Addr::new(10, 32, 4, byte)),
@@ -294,6 +295,7 @@ fn status() -> Status {
         ],
         attachments: 14,
         problems: vec![text("a problem")],
+        leave: None,
         ipam: Some(IpamStatus {
             ipv4,
             ipv6,

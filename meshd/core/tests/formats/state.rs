@@ -56,7 +56,7 @@ fn stored() -> Stored {
     Stored {
         view: Some(WORLD.clone()),
         writes: Writes::default(),
-        node: StoredNode { generation: 300, mesh_ipv4: Some([10, 32, 0, 1].into()) },
+        node: StoredNode { generation: 300, mesh_ipv4: Some([10, 32, 0, 1].into()), leaving: false },
         keys: BTreeMap::from([
             (node(2), key(0x51, 0x52, 0x53, true)),
             (node(4), key(0x54, 0x55, 0x56, false)),
@@ -100,7 +100,7 @@ fn entries_of(files: &[StateFile]) -> Vec<Entry> {
             entry(name, file.name(), *file, encode(*file, stored()).unwrap())
         })
         .collect();
-    let fresh = encode_node(&StoredNode { generation: 1, mesh_ipv4: None });
+    let fresh = encode_node(&StoredNode { generation: 1, mesh_ipv4: None, leaving: false });
     entries.push(entry("node-without-address", "node.state", StateFile::Node, fresh));
     entries
 }

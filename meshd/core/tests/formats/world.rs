@@ -48,6 +48,7 @@ pub(crate) fn record(byte: u8) -> NodeRecord {
         ],
         start: 0x0123_4567_89ab_cdef,
         contested: true,
+        leaving: false,
     }
 }
 

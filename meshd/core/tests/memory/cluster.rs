@@ -38,6 +38,7 @@ pub(crate) fn record(genesis: &Genesis, n: usize, version: u64) -> Signed<NodeRe
         lanes: vec![lane(0), lane(1)],
         start: 0,
         contested: false,
+        leaving: false,
     };
     Signed::sign(&record, &identity).unwrap()
 }

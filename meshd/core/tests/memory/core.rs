@@ -60,7 +60,8 @@ fn one_of(members: usize) -> usize {
     let (genesis, delta) = cluster(members);
     let mut view = View::new(genesis);
     assert_eq!(view.merge(&delta).refused, Vec::<String>::new());
-    let node = StoredNode { generation: 1, mesh_ipv4: Some(Ipv4Addr::new(10, 0, ME as u8, 1)) };
+    let node =
+        StoredNode { generation: 1, mesh_ipv4: Some(Ipv4Addr::new(10, 0, ME as u8, 1)), leaving: false };
     let files = [
         (StateFile::Cluster, encode_cluster(&view)),
         (StateFile::Node, encode_node(&node)),

@@ -12,7 +12,7 @@ fn admin() -> AdminKey {
 }
 
 /// A cluster with an admin key.
-fn anchored(seed: u64, hosts: usize) -> Sim {
+pub(super) fn anchored(seed: u64, hosts: usize) -> Sim {
     let mut sim = Sim::new(seed);
     sim.admin_keys = vec![admin().public()];
     let seeds: Vec<usize> = (0..hosts).collect();

@@ -221,6 +221,7 @@ fn a_node_does_not_choose_its_ipv6_prefix() {
         lanes: vec![LaneInfo { index: 0, key: WgSecret::from_bytes(&[9; 32]).public(), port: 1 }],
         start: 0,
         contested: false,
+        leaving: false,
     };
     let records = vec![Signed::sign(&record, &nodes[1]).unwrap()];
     let refused = view.merge(&Delta { records, ..Delta::default() }).refused;
