@@ -317,6 +317,10 @@ impl Shell {
                     self.datagrams.send(to, &bytes);
                     None
                 }
+                Output::Carried { id, what } => {
+                    links.carry(id, what);
+                    None
+                }
                 Output::Trust { session } => {
                     links.trust(session);
                     None

@@ -259,7 +259,10 @@ fn render(status: &Status) -> String {
         let set = |family: &Family<PeerLabels, Gauge>, value: u64| {
             family.get_or_create(&labels).set(i64::try_from(value).unwrap_or(i64::MAX));
         };
-        set(&session, u64::from(matches!(peer.session, SessionStatus::Up { .. })));
+        set(
+            &session,
+            u64::from(matches!(peer.session, SessionStatus::Up { .. } | SessionStatus::Carried { .. })),
+        );
         set(&reachable, u64::from(peer.gossip.reachable));
         set(&ready, u64::from(peer.tunnel.ready));
         if let Some(age) = peer.tunnel.handshake_age_seconds {

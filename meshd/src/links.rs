@@ -1,17 +1,22 @@
 //! The live control sessions: names for them, a reader task each, and their writers.
 
+mod carried;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_core::node::{Input, SessionId};
+use mesh_core::node::{CarriedId, CarriedInput, CarriedOutput, Input, SessionId};
+use mesh_keys::{IdentityKey, SessionSecrets};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
+use self::carried::Connection;
 use crate::session::{
-    self, FrameReader, FrameWriter, HandshakeSlot, MAX_FRAME_MEMBER, Session, SessionError, TlsIdentity,
+    self, FrameReader, FrameWriter, HandshakeSlot, MAX_FRAME_MEMBER, Remote, Session, SessionError,
+    TlsIdentity,
 };
 
 /// What happened on the network.
@@ -23,6 +28,10 @@ pub enum LinkEvent {
     Dialled(SocketAddr, Box<Session>),
     /// A call did not.
     DialFailed(SocketAddr, String),
+    /// A session is set up on a connection that another member carries.
+    CarriedOpened(CarriedId, Box<Session>),
+    /// Something has happened with such a connection.
+    Carried(CarriedId, CarriedInput),
     /// A frame came in.
     Frame(SessionId, Zeroizing<Vec<u8>>, Turn),
     /// A session ended.
@@ -41,6 +50,7 @@ pub struct Links {
     events: mpsc::Sender<LinkEvent>,
     limit: Duration,
     live: BTreeMap<SessionId, Link>,
+    carried: BTreeMap<CarriedId, Connection>,
     next: u64,
 }
 
@@ -49,13 +59,13 @@ struct Link {
     writer: FrameWriter,
     /// Tells the reader that the peer is a member; that the session is closed, by going away.
     trust: watch::Sender<bool>,
-    remote: SocketAddr,
+    remote: Remote,
 }
 
 impl Links {
     /// No sessions. What happens is sent to `events`; calls may take `limit`.
     pub fn new(tls: TlsIdentity, events: mpsc::Sender<LinkEvent>, limit: Duration) -> Self {
-        Self { tls, events, limit, live: BTreeMap::new(), next: 0 }
+        Self { tls, events, limit, live: BTreeMap::new(), carried: BTreeMap::new(), next: 0 }
     }
 
     /// Calls.
@@ -70,12 +80,46 @@ impl Links {
         });
     }
 
+    /// Does what the node wants with a connection that another member carries.
+    pub fn carry(&mut self, id: CarriedId, what: CarriedOutput) {
+        match what {
+            CarriedOutput::Begin { dials } => {
+                let limit = self.limit * CARRIED_PATIENCE;
+                let connection = Connection::begin(id, dials, self.tls.clone(), self.events.clone(), limit);
+                self.carried.insert(id, connection);
+            }
+            CarriedOutput::Bytes(bytes) => {
+                if let Some(connection) = self.carried.get(&id) {
+                    connection.receive(bytes);
+                }
+            }
+            CarriedOutput::Credit(bytes) => {
+                if let Some(connection) = self.carried.get(&id) {
+                    connection.add_credit(bytes);
+                }
+            }
+            CarriedOutput::End => {
+                self.carried.remove(&id);
+            }
+        }
+    }
+
     /// Turns an event into the node's input.
     pub fn happened(&mut self, event: LinkEvent) -> Option<Input> {
         match event {
-            LinkEvent::Accepted(session) => Some(self.adopt(*session, None)),
-            LinkEvent::Dialled(target, session) => Some(self.adopt(*session, Some(target))),
+            LinkEvent::Accepted(session) => self.opened(*session, None),
+            LinkEvent::Dialled(target, session) => self.opened(*session, Some(target)),
             LinkEvent::DialFailed(target, reason) => Some(Input::DialFailed { target, reason }),
+            LinkEvent::CarriedOpened(id, session) => {
+                let (session, peer, secrets) = self.adopt(*session);
+                Some(Input::CarriedOpened { id, session, peer, secrets })
+            }
+            LinkEvent::Carried(id, what) => {
+                if matches!(what, CarriedInput::Ended(_)) {
+                    self.carried.remove(&id);
+                }
+                Some(Input::Carried { id, what })
+            }
             LinkEvent::Frame(session, frame, _) => {
                 self.live.contains_key(&session).then_some(Input::SessionFrame { session, frame })
             }
@@ -85,18 +129,24 @@ impl Links {
         }
     }
 
-    fn adopt(&mut self, session: Session, dialled: Option<SocketAddr>) -> Input {
+    fn opened(&mut self, session: Session, dialled: Option<SocketAddr>) -> Option<Input> {
+        let Remote::At(remote) = session.remote else { return None };
+        // A dual-stack socket shows IPv4 peers as mapped addresses.
+        let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
+        let (session, peer, secrets) = self.adopt(session);
+        Some(Input::SessionOpened { session, peer, dialled, remote, secrets })
+    }
+
+    fn adopt(&mut self, session: Session) -> (SessionId, IdentityKey, SessionSecrets) {
         self.next += 1;
         let id = SessionId(self.next);
-        let Session { peer, remote, secrets, reader, writer, slot, .. } = session;
+        let Session { peer, remote, secrets, reader, writer, slot } = session;
         let (trust, trusted) = watch::channel(false);
         // What the other end takes is for it to say: it may take this one for a member already.
         writer.set_max_frame(MAX_FRAME_MEMBER);
         tokio::spawn(read(id, reader, trusted, slot, self.events.clone()));
         self.live.insert(id, Link { writer, trust, remote });
-        // A dual-stack socket shows IPv4 peers as mapped addresses.
-        let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
-        Input::SessionOpened { session: id, peer, dialled, remote, secrets }
+        (id, peer, secrets)
     }
 
     /// Sends a frame. A session whose other end does not keep up is ended: it catches up when it is back.
@@ -178,6 +228,9 @@ async fn read(
     reader.written(LAST_FRAMES).await;
     drop(slot);
 }
+
+/// A call through another member may take so many times as long as one without.
+const CARRIED_PATIENCE: u32 = 2;
 
 /// How long a frame that is too long for a stranger waits for the other end to be taken for a member.
 const LATE_TRUST: Duration = Duration::from_secs(5);

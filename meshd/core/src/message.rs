@@ -35,7 +35,7 @@ use mesh_keys::join::JoinProof;
 use mesh_keys::password::{PasswordFinalization, PasswordRequest, PasswordResponse};
 use mesh_keys::secret::Secret32;
 use mesh_keys::token::{ClusterPrefix, TokenSecret};
-use mesh_keys::{ClusterId, PskCheck, Signed, SignedAdmission, TokenId, WgPublic};
+use mesh_keys::{ClusterId, NodeId, PskCheck, Signed, SignedAdmission, TokenId, WgPublic};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -199,6 +199,41 @@ pub enum Message {
     JoinTokenOk,
     /// A [`Message::WelcomePart`] has arrived: the next may come.
     WelcomeNext,
+    /// Carry a connection to that member, by way of this session.
+    Call {
+        /// What it is called from now on. The node with the lower id begins even ones, the other odd ones.
+        link: u32,
+        /// Whom it is for.
+        to: NodeId,
+    },
+    /// A member calls by way of this session.
+    Called {
+        /// As in [`Message::Call`].
+        link: u32,
+        /// Who it says that it is; the session inside proves it.
+        from: NodeId,
+    },
+    /// Bytes of such a connection, which the carrier does not understand.
+    Carry {
+        /// Which connection.
+        link: u32,
+        /// 1 to [`PIECE`](crate::node::PIECE) bytes, and no more than [`WINDOW`](crate::node::WINDOW) on their way.
+        bytes: Vec<u8>,
+    },
+    /// The end of such a connection has used up bytes that it got: as many more may come.
+    Taken {
+        /// Which connection.
+        link: u32,
+        /// How many.
+        bytes: u32,
+    },
+    /// Such a connection has ended, or does not come about.
+    HangUp {
+        /// Which one.
+        link: u32,
+        /// A sentence for people.
+        reason: String,
+    },
 }
 
 /// Who speaks.
@@ -294,7 +329,7 @@ pub enum RefusalCode {
 
 impl Message {
     /// How many variants there are: their numbers on the wire are below it.
-    pub const VARIANTS: u32 = 28;
+    pub const VARIANTS: u32 = 33;
 
     /// Reads one frame. Bytes behind it are the fields of a newer version.
     ///
@@ -335,6 +370,8 @@ impl Message {
             Self::GroupKeys { .. } => "group key",
             Self::Want { .. } => "request for items",
             Self::Push { .. } => "push",
+            Self::Call { .. } | Self::Called { .. } | Self::HangUp { .. } => "call through a member",
+            Self::Carry { .. } | Self::Taken { .. } => "carried bytes",
             Self::YourRecord { .. } => "account of the receiver",
             Self::GrantAsk => "request for addresses",
             Self::PskProbe { .. }

@@ -1,7 +1,9 @@
 use std::collections::VecDeque;
 
 use mesh_core::api::Backend;
-use mesh_core::node::{Config, HostFacts, JoinSecret, LaneConfig, Node, Output, Seed, StartMark};
+use mesh_core::node::{
+    Config, HostFacts, JoinSecret, LaneConfig, Node, Output, PIECE, Seed, StartMark, WINDOW,
+};
 use mesh_core::ranges::RangeSet;
 use mesh_core::state::{Stored, StoredNode, Writes};
 use mesh_core::time::Time;
@@ -229,6 +231,10 @@ impl End {
                     self.links.send(session, &frame);
                     continue;
                 }
+                Output::Carried { id, what } => {
+                    self.links.carry(id, what);
+                    continue;
+                }
                 Output::Trust { session } => {
                     self.links.trust(session);
                     continue;
@@ -301,4 +307,159 @@ async fn a_node_joins_a_cluster_of_which_twelve_thousand_nodes_were_replaced() {
     let (theirs, ours) = (old.node.view().unwrap(), new.node.view().unwrap());
     assert_eq!(ours.cluster(), theirs.cluster());
     assert!(ours.items().count() > items);
+}
+
+/// A node's side of a carried connection, and what it knows of it.
+struct Carried {
+    links: Links,
+    happened: mpsc::Receiver<LinkEvent>,
+    sent: u32,
+    most: u32,
+    opened: Option<(SessionId, IdentityKey, SessionSecrets)>,
+    frames: Vec<Vec<u8>>,
+    ended: bool,
+    closed: Option<String>,
+}
+
+const ID: CarriedId = CarriedId(1);
+
+impl Carried {
+    fn begin(number: u32, dials: bool) -> Self {
+        let (mut links, _, happened) = end(number);
+        links.carry(ID, CarriedOutput::Begin { dials });
+        let (opened, closed) = (None, None);
+        Self { links, happened, sent: 0, most: 0, opened, frames: Vec::new(), ended: false, closed }
+    }
+
+    /// Takes what has happened; what is for the other end comes out.
+    async fn step(&mut self) -> Option<CarriedOutput> {
+        let event = timeout(Duration::from_millis(5), self.happened.recv()).await.ok()??;
+        match self.links.happened(event)? {
+            Input::Carried { id, what: CarriedInput::Bytes(bytes) } => {
+                assert!(id == ID && (1..=PIECE).contains(&bytes.len()));
+                self.sent += bytes.len() as u32;
+                self.most = self.most.max(self.sent);
+                Some(CarriedOutput::Bytes(bytes))
+            }
+            Input::Carried { what: CarriedInput::Taken(bytes), .. } => Some(CarriedOutput::Credit(bytes)),
+            Input::Carried { what: CarriedInput::Ended(_), .. } => {
+                self.ended = true;
+                Some(CarriedOutput::End)
+            }
+            Input::CarriedOpened { session, peer, secrets, .. } => {
+                self.opened = Some((session, peer, secrets));
+                self.links.trust(session);
+                None
+            }
+            Input::SessionFrame { frame, .. } => {
+                self.frames.push(frame.to_vec());
+                None
+            }
+            Input::SessionClosed { reason, .. } => {
+                self.closed = Some(reason);
+                None
+            }
+            Input::Tick
+            | Input::WallClock { .. }
+            | Input::Host(_)
+            | Input::Seeds(_)
+            | Input::SessionOpened { .. }
+            | Input::DialFailed { .. }
+            | Input::Persisted(_)
+            | Input::PersistFailed(..)
+            | Input::Applied { .. }
+            | Input::Datagram { .. }
+            | Input::Tunnels(_)
+            | Input::Request(..)
+            | Input::Tombstones(_)
+            | Input::Remains { .. } => panic!("links tell of sessions only"),
+        }
+    }
+
+    /// What comes from the other end.
+    fn receive(&mut self, what: CarriedOutput) {
+        if let CarriedOutput::Credit(bytes) = &what {
+            self.sent -= bytes;
+        }
+        self.links.carry(ID, what);
+    }
+}
+
+/// A carrier hands everything on until `done`.
+async fn carry(a: &mut Carried, b: &mut Carried, mut done: impl FnMut(&Carried, &Carried) -> bool) {
+    let begun = Instant::now();
+    while !done(a, b) {
+        assert!(begun.elapsed() < 2 * LIMIT);
+        if let Some(what) = a.step().await {
+            b.receive(what);
+        }
+        if let Some(what) = b.step().await {
+            a.receive(what);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_session_goes_through_a_carrier_and_never_has_more_under_way_than_the_window() {
+    let (mut a, mut b) = (Carried::begin(1, true), Carried::begin(2, false));
+    carry(&mut a, &mut b, |a, b| a.opened.is_some() && b.opened.is_some()).await;
+    let (at_a, at_b) = (a.opened.take().unwrap(), b.opened.take().unwrap());
+    assert_eq!((at_a.1, at_b.1), (identity(2).public(), identity(1).public()));
+    assert_eq!(at_a.2, at_b.2);
+
+    let frames: Vec<Vec<u8>> = (1..=4).map(|number| vec![number; 200_000]).collect();
+    for frame in &frames {
+        a.links.send(at_a.0, frame);
+        b.links.send(at_b.0, frame);
+    }
+    carry(&mut a, &mut b, |a, b| a.frames.len() == 4 && b.frames.len() == 4).await;
+    assert!(a.frames == frames && b.frames == frames);
+    assert!(a.most <= WINDOW && b.most <= WINDOW, "{} {}", a.most, b.most);
+    assert!(a.most > WINDOW / 2, "{}", a.most);
+
+    // The last words arrive, and then the end.
+    a.links.send(at_a.0, b"farewell");
+    a.links.close(at_a.0);
+    carry(&mut a, &mut b, |a, b| a.ended && b.ended && b.closed.is_some()).await;
+    assert_eq!(b.frames.last().map(Vec::as_slice), Some(&b"farewell"[..]));
+    assert!(a.links.carried.is_empty() && b.links.carried.is_empty());
+}
+
+#[tokio::test]
+async fn what_a_carrier_changes_ends_the_session() {
+    let (mut a, mut b) = (Carried::begin(1, true), Carried::begin(2, false));
+    carry(&mut a, &mut b, |a, b| a.opened.is_some() && b.opened.is_some()).await;
+    let session = a.opened.take().unwrap().0;
+    a.links.send(session, b"true words");
+    let begun = Instant::now();
+    while b.closed.is_none() {
+        assert!(begun.elapsed() < LIMIT);
+        match a.step().await {
+            Some(CarriedOutput::Bytes(mut bytes)) => {
+                *bytes.last_mut().unwrap() ^= 1;
+                b.receive(CarriedOutput::Bytes(bytes));
+            }
+            Some(CarriedOutput::End) => b.receive(CarriedOutput::End),
+            _ => {}
+        }
+        let _ = b.step().await;
+    }
+    assert!(b.frames.is_empty());
+}
+
+#[tokio::test]
+async fn who_is_not_answered_gives_up_and_who_is_hung_up_on_at_once() {
+    let mut silent = Carried::begin(1, true);
+    let begun = Instant::now();
+    while !silent.ended {
+        assert!(begun.elapsed() < LIMIT * (CARRIED_PATIENCE + 1));
+        let _ = silent.step().await;
+    }
+    let mut dropped = Carried::begin(1, true);
+    dropped.receive(CarriedOutput::End);
+    let begun = Instant::now();
+    while !dropped.ended {
+        assert!(begun.elapsed() < LIMIT);
+        let _ = dropped.step().await;
+    }
 }

@@ -3,10 +3,9 @@
 //! The reader allocates what has arrived, never what was announced. The writer is a task of its own
 //! with a queue bounded in frames and bytes.
 
-use super::SessionError;
+use super::{Remote, SessionError};
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -22,14 +21,14 @@ pub const MAX_FRAME_UNPROVEN: usize = 64 * 1024;
 pub const MAX_FRAME_MEMBER: usize = 4 * 1024 * 1024;
 
 /// Splits a connection into its two directions. Needs a tokio runtime, for the writing task.
-pub(super) fn split<S>(remote: SocketAddr, stream: S) -> (FrameReader, FrameWriter)
+pub(super) fn split<S>(remote: Remote, stream: S) -> (FrameReader, FrameWriter)
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
     split_with(remote, stream, WRITE_LIMIT)
 }
 
-fn split_with<S>(remote: SocketAddr, stream: S, patience: Duration) -> (FrameReader, FrameWriter)
+fn split_with<S>(remote: Remote, stream: S, patience: Duration) -> (FrameReader, FrameWriter)
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
@@ -62,7 +61,7 @@ where
 
 /// The incoming direction of a session.
 pub struct FrameReader {
-    remote: SocketAddr,
+    remote: Remote,
     incoming: Box<dyn AsyncRead + Send + Unpin>,
     max_frame: usize,
     length: [u8; LENGTH_LEN],
@@ -167,7 +166,7 @@ impl fmt::Debug for FrameReader {
 }
 
 async fn read(
-    remote: SocketAddr,
+    remote: Remote,
     incoming: &mut (dyn AsyncRead + Send + Unpin),
     into: &mut [u8],
     failed: &mut watch::Receiver<Option<WriteFailure>>,
@@ -199,7 +198,7 @@ async fn write_failure(failed: &mut watch::Receiver<Option<WriteFailure>>) -> Wr
 /// properly.
 #[derive(Clone)]
 pub struct FrameWriter {
-    remote: SocketAddr,
+    remote: Remote,
     queue: mpsc::Sender<Queued>,
     space: Arc<Semaphore>,
     max_frame: Arc<AtomicUsize>,
@@ -292,7 +291,7 @@ enum WriteFailure {
 }
 
 impl WriteFailure {
-    fn for_peer(self, remote: SocketAddr) -> SessionError {
+    fn for_peer(self, remote: Remote) -> SessionError {
         match self {
             Self::Stalled(after) => SessionError::Stalled { remote, after },
             Self::Io(kind) => SessionError::Lost { remote, source: kind.into() },

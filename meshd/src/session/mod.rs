@@ -19,12 +19,31 @@ mod tls;
 
 pub use framing::{FrameReader, FrameWriter, MAX_FRAME_MEMBER, MAX_FRAME_UNPROVEN};
 pub use gate::HandshakeSlot;
-pub use tls::{ALPN, TlsIdentity, accept, dial};
+pub use tls::{ALPN, TlsIdentity, accept, carried, dial};
 
 use mesh_keys::{IdentityKey, SessionSecrets};
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
+
+/// Where the other end of a session is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remote {
+    /// At that address.
+    At(SocketAddr),
+    /// Another member carries the session.
+    Carried,
+}
+
+impl fmt::Display for Remote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::At(address) => address.fmt(f),
+            Self::Carried => f.write_str("the other end of a carried session"),
+        }
+    }
+}
 
 /// An encrypted connection with the holder of an identity.
 #[derive(Debug)]
@@ -32,9 +51,7 @@ pub struct Session {
     /// Who the other end is.
     pub peer: IdentityKey,
     /// Where the other end is.
-    pub remote: SocketAddr,
-    /// This end's address, as the connection sees it.
-    pub local: SocketAddr,
+    pub remote: Remote,
     /// What only the two ends of this session know.
     pub secrets: SessionSecrets,
     /// Frames from the other end.
@@ -66,7 +83,7 @@ pub enum SessionError {
     #[error("cannot connect to {remote}: {source}")]
     Connect {
         /// Where to.
-        remote: SocketAddr,
+        remote: Remote,
         /// What the operating system said.
         source: io::Error,
     },
@@ -74,7 +91,7 @@ pub enum SessionError {
     #[error("cannot set up the connection with {remote}: {source}")]
     Socket {
         /// The other end.
-        remote: SocketAddr,
+        remote: Remote,
         /// What the operating system said.
         source: io::Error,
     },
@@ -84,7 +101,7 @@ pub enum SessionError {
     )]
     Timeout {
         /// The other end.
-        remote: SocketAddr,
+        remote: Remote,
         /// What was waited for.
         step: &'static str,
         /// For how long.
@@ -94,7 +111,7 @@ pub enum SessionError {
     #[error("refused {remote}: too many connections that have not proved to be a member yet ({limit})")]
     TooManyHandshakes {
         /// The other end.
-        remote: SocketAddr,
+        remote: Remote,
         /// Which limit was reached.
         limit: &'static str,
     },
@@ -102,7 +119,7 @@ pub enum SessionError {
     #[error("{remote} does not speak TLS: {reason}; is it another program's port?")]
     NotTls {
         /// The other end.
-        remote: SocketAddr,
+        remote: Remote,
         /// What was found.
         reason: String,
     },
@@ -112,7 +129,7 @@ pub enum SessionError {
     )]
     Incompatible {
         /// The other end.
-        remote: SocketAddr,
+        remote: Remote,
         /// What was found.
         reason: String,
     },
@@ -120,7 +137,7 @@ pub enum SessionError {
     #[error("{remote} refused the TLS session: {reason}")]
     Refused {
         /// The other end.
-        remote: SocketAddr,
+        remote: Remote,
         /// The alert it sent.
         reason: String,
     },
@@ -128,7 +145,7 @@ pub enum SessionError {
     #[error("TLS with {remote} failed: {reason}")]
     Tls {
         /// The other end.
-        remote: SocketAddr,
+        remote: Remote,
         /// What was found.
         reason: String,
     },
@@ -136,13 +153,13 @@ pub enum SessionError {
     #[error("{remote} closed the connection during the TLS handshake")]
     HandshakeCut {
         /// The other end.
-        remote: SocketAddr,
+        remote: Remote,
     },
     /// The connection broke.
     #[error("the connection with {remote} is lost: {source}")]
     Lost {
         /// The other end.
-        remote: SocketAddr,
+        remote: Remote,
         /// What the operating system said.
         source: io::Error,
     },
@@ -150,13 +167,13 @@ pub enum SessionError {
     #[error("the connection with {remote} was cut off")]
     CutOff {
         /// The other end.
-        remote: SocketAddr,
+        remote: Remote,
     },
     /// The other end does not take what is sent to it.
     #[error("{remote} has not taken any data for {after:?}")]
     Stalled {
         /// The other end.
-        remote: SocketAddr,
+        remote: Remote,
         /// For how long.
         after: Duration,
     },
@@ -166,7 +183,7 @@ pub enum SessionError {
         /// `from` or `to`.
         direction: &'static str,
         /// The other end.
-        remote: SocketAddr,
+        remote: Remote,
         /// Length in bytes.
         found: usize,
         /// The limit in force, in bytes.
@@ -176,13 +193,13 @@ pub enum SessionError {
     #[error("too much is waiting to be sent to {remote}")]
     QueueFull {
         /// The other end.
-        remote: SocketAddr,
+        remote: Remote,
     },
     /// The session is over.
     #[error("the session with {remote} is closed")]
     Closed {
         /// The other end.
-        remote: SocketAddr,
+        remote: Remote,
     },
     /// This node's identity cannot be used for TLS.
     #[error("the node's identity key cannot be used for TLS: {reason}")]

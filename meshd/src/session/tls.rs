@@ -4,7 +4,7 @@
 //! it may take part.
 
 use super::gate::HandshakeGate;
-use super::{Session, SessionError};
+use super::{Remote, Session, SessionError};
 use mesh_keys::{ExporterError, Identity, IdentityKey, Secret32, SecureChannel, SessionSecrets};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
@@ -26,9 +26,10 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
-use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+use tokio_rustls::{Connect, TlsAcceptor, TlsConnector, TlsStream};
 
 /// Names the protocol inside the session, with its version.
 pub const ALPN: &[u8] = b"hauberk/1";
@@ -110,18 +111,48 @@ pub async fn dial(
     identity: &TlsIdentity,
     limit: Duration,
 ) -> Result<Session, SessionError> {
-    let deadline = Instant::now() + limit;
+    let (deadline, target) = (Instant::now() + limit, remote);
+    let remote = Remote::At(target);
     let expired = |step| SessionError::Timeout { remote, step, after: limit };
-    let tcp = timeout_at(deadline, TcpStream::connect(remote))
+    let tcp = timeout_at(deadline, TcpStream::connect(target))
         .await
         .map_err(|_| expired("the TCP connection"))?
         .map_err(|source| SessionError::Connect { remote, source })?;
     prepare(&tcp).map_err(|source| SessionError::Socket { remote, source })?;
-    // The name is neither sent nor compared: identities are keys, not names.
-    let name = ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-    let handshake = TlsConnector::from(Arc::clone(&identity.client)).connect(name, tcp);
+    let handshake = call(identity, tcp);
     let stream = finish(remote, handshake, deadline).await.ok_or_else(|| expired("the TLS handshake"))??;
     established(remote, TlsStream::from(stream))
+}
+
+/// The dialling end's part of the handshake.
+fn call<S: AsyncRead + AsyncWrite + Unpin>(identity: &TlsIdentity, stream: S) -> Connect<S> {
+    // The name is neither sent nor compared: identities are keys, not names.
+    let name = ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    TlsConnector::from(Arc::clone(&identity.client)).connect(name, stream)
+}
+
+/// Sets up a session on a connection that another member carries, as the end that dials or the one that accepts.
+///
+/// # Errors
+/// [`SessionError`], one sentence for the operator. Nothing but this connection is affected.
+pub async fn carried<S>(
+    stream: S,
+    dials: bool,
+    identity: &TlsIdentity,
+    limit: Duration,
+) -> Result<Session, SessionError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (remote, deadline) = (Remote::Carried, Instant::now() + limit);
+    let expired = || SessionError::Timeout { remote, step: "the TLS handshake", after: limit };
+    let stream = if dials {
+        TlsStream::from(finish(remote, call(identity, stream), deadline).await.ok_or_else(expired)??)
+    } else {
+        let handshake = TlsAcceptor::from(Arc::clone(&identity.server)).accept(stream);
+        TlsStream::from(finish(remote, handshake, deadline).await.ok_or_else(expired)??)
+    };
+    established(remote, stream)
 }
 
 /// Sets up a session on a connection that came in, within `limit` (5 s are plenty).
@@ -134,11 +165,12 @@ pub async fn accept(
     limit: Duration,
 ) -> Result<Session, SessionError> {
     let deadline = Instant::now() + limit;
-    let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
-    let remote = tcp.peer_addr().map_err(|source| SessionError::Socket { remote: unspecified, source })?;
+    let unspecified = Remote::At(SocketAddr::from(([0, 0, 0, 0], 0)));
+    let source = tcp.peer_addr().map_err(|source| SessionError::Socket { remote: unspecified, source })?;
+    let remote = Remote::At(source);
     let slot = identity
         .gate
-        .enter(remote.ip())
+        .enter(source.ip())
         .map_err(|limit| SessionError::TooManyHandshakes { remote, limit })?;
     prepare(&tcp).map_err(|source| SessionError::Socket { remote, source })?;
     let handshake = TlsAcceptor::from(Arc::clone(&identity.server)).accept(tcp);
@@ -154,7 +186,7 @@ pub async fn accept(
 
 /// `None` if the deadline came first.
 async fn finish<S>(
-    remote: SocketAddr,
+    remote: Remote,
     handshake: impl Future<Output = io::Result<S>>,
     deadline: Instant,
 ) -> Option<Result<S, SessionError>> {
@@ -162,9 +194,12 @@ async fn finish<S>(
     Some(outcome.map_err(|error| handshake_error(remote, error)))
 }
 
-fn established(remote: SocketAddr, stream: TlsStream<TcpStream>) -> Result<Session, SessionError> {
+fn established<S>(remote: Remote, stream: TlsStream<S>) -> Result<Session, SessionError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let failed = |reason: &str| SessionError::Tls { remote, reason: reason.to_owned() };
-    let (tcp, connection) = stream.get_ref();
+    let (_, connection) = stream.get_ref();
     if connection.alpn_protocol() != Some(ALPN) {
         let reason = "it did not agree on the protocol hauberk/1".to_owned();
         return Err(SessionError::Incompatible { remote, reason });
@@ -183,17 +218,16 @@ fn established(remote: SocketAddr, stream: TlsStream<TcpStream>) -> Result<Sessi
     .ok_or_else(|| failed("it showed no Ed25519 key"))?;
     let secrets = SessionSecrets::derive(&Established { peer, stream: &stream })
         .map_err(|error| failed(&error.to_string()))?;
-    let local = tcp.local_addr().map_err(|source| SessionError::Socket { remote, source })?;
     let (reader, writer) = super::framing::split(remote, stream);
-    Ok(Session { peer, remote, local, secrets, reader, writer, slot: None })
+    Ok(Session { peer, remote, secrets, reader, writer, slot: None })
 }
 
-struct Established<'a> {
+struct Established<'a, S> {
     peer: IdentityKey,
-    stream: &'a TlsStream<TcpStream>,
+    stream: &'a TlsStream<S>,
 }
 
-impl SecureChannel for Established<'_> {
+impl<S> SecureChannel for Established<'_, S> {
     fn peer(&self) -> IdentityKey {
         self.peer
     }
@@ -361,7 +395,7 @@ fn prepare(tcp: &TcpStream) -> io::Result<()> {
 }
 
 /// Says in the operator's words what the TLS library found.
-fn handshake_error(remote: SocketAddr, error: io::Error) -> SessionError {
+fn handshake_error(remote: Remote, error: io::Error) -> SessionError {
     let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>()) else {
         let cut = matches!(
             error.kind(),

@@ -1,7 +1,7 @@
 //! One frame of a control session.
 
 use mesh_core::message::{Hello, Message, PROTOCOL, Refusal, RefusalCode};
-use mesh_keys::{PskCheck, WgPublic};
+use mesh_keys::{NodeId, PskCheck, WgPublic};
 
 use crate::Target;
 use crate::world::WORLD;
@@ -46,6 +46,8 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("offer", Message::JoinOffer { key: true, password: false }),
         ("welcome", Message::Welcome { genesis: WORLD.genesis.encode(), view: view.to_delta() }),
         ("gossip", Message::Gossip { payload: vec![1, 1, 0, 9] }),
+        ("call", Message::Call { link: 2, to: NodeId::from_bytes([4; 16]) }),
+        ("carry", Message::Carry { link: 3, bytes: vec![5; 100] }),
         ("want", Message::Want { names: view.items().map(|(name, _)| name).collect() }),
         ("your-record", Message::YourRecord { generation: 3, start: u64::MAX }),
         ("push", Message::Push { delta: view.to_delta() }),

@@ -13,6 +13,7 @@ use mesh_core::view::View;
 use mesh_keys::frame::GroupKey;
 use mesh_keys::{Identity, JoinToken, NodeId, WgPublic, WgSecret};
 
+use crate::carried::Connections;
 use crate::dice::Dice;
 use crate::tunnels::Traffic;
 
@@ -109,6 +110,8 @@ pub struct Process {
     pub judged: usize,
     /// Members it knows to be removed: they must stay so.
     pub removed: BTreeSet<NodeId>,
+    /// Connections that other hosts carry.
+    pub(crate) carried: Connections,
     /// What it was last told of the wall clock, in seconds since 1970, and when.
     pub wall: Option<(u64, Time)>,
 }

@@ -25,6 +25,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::indexing_slicing, reason = "hosts are numbered by the simulator itself")]
 
+mod carried;
 pub mod clocks;
 pub mod dice;
 pub mod evil;
@@ -46,3 +47,6 @@ pub mod settings;
 mod snapshot;
 pub mod tunnels;
 pub mod world;
+
+#[path = "../../../meshd/core/src/node/tests/wire.rs"]
+mod wire;

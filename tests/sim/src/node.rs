@@ -9,7 +9,8 @@ use ipnet::Ipv4Net;
 use mesh_core::api::{ApiError, Backend};
 use mesh_core::host::HostState;
 use mesh_core::node::{
-    Config, JoinSecret, LaneConfig, Output, RequestId, Response, Seed, SessionId, StartMark, Ticket,
+    CarriedId, CarriedOutput, Config, JoinSecret, LaneConfig, Output, RequestId, Response, Seed, SessionId,
+    StartMark, Ticket,
 };
 use mesh_core::state::StateFile;
 use mesh_core::time::Time;
@@ -26,6 +27,8 @@ pub enum Act {
     Dial(SocketAddr),
     /// See [`Output::Send`].
     Send(SessionId, Vec<u8>),
+    /// See [`Output::Carried`].
+    Carry(CarriedId, CarriedOutput),
     /// See [`Output::Close`].
     Close(SessionId, String),
     /// See [`Output::Persist`].
@@ -49,6 +52,7 @@ pub fn act(output: Output) -> Act {
     match output {
         Output::Dial { target } => Act::Dial(target),
         Output::Send { session, mut frame } => Act::Send(session, std::mem::take(&mut frame)),
+        Output::Carried { id, what } => Act::Carry(id, what),
         Output::Trust { .. } => Act::Nothing,
         Output::Close { session, reason } => Act::Close(session, reason),
         Output::Persist { ticket, files } => {

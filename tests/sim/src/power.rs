@@ -11,6 +11,7 @@ use mesh_core::state::Stored;
 use mesh_core::time::Time;
 use mesh_keys::AdminKey;
 
+use crate::carried::Connections;
 use crate::host::{Disk, Process};
 use crate::links::LinkId;
 use crate::network::CONTROL_PORT;
@@ -84,6 +85,7 @@ impl World {
             alarm: None,
             desired: None,
             confirmed: false,
+            carried: Connections::default(),
             judged: 0,
             removed: BTreeSet::new(),
             wall: None,

@@ -340,8 +340,10 @@ impl World {
                     self.queue.put(after, at, epoch, Event::Called(Box::new(call)));
                 }
                 Act::Send(session, frame) => self.send_frame(at, session, frame),
+                Act::Carry(id, what) => self.carry_on(at, id, what),
                 Act::Close(session, reason) => {
-                    process.inbox.push_front(Input::SessionClosed { session, reason });
+                    process.inbox.push_front(Input::SessionClosed { session, reason: reason.clone() });
+                    self.close_carried(at, session, &reason);
                     if let Some(end) = self.links.of(at, session) {
                         let reason = "closed by the other end";
                         self.links.close(end, reason, &mut self.network, &mut self.queue);
@@ -376,6 +378,9 @@ impl World {
 
     /// Sends a frame on a session of a host.
     pub(crate) fn send_frame(&mut self, at: usize, session: SessionId, frame: Vec<u8>) {
+        if self.send_carried(at, session, &frame) {
+            return;
+        }
         if let Some((link, end)) = self.links.of(at, session) {
             self.sent += frame.len() as u64;
             self.links.send(link, end, Piece::Frame(frame), &mut self.network, &mut self.queue);

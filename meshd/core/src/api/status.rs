@@ -266,6 +266,13 @@ pub enum SessionStatus {
         /// Seconds since it was established.
         since_seconds: u64,
     },
+    /// Established by way of another member, which carries it and cannot read it.
+    Carried {
+        /// Id of that member.
+        through: String,
+        /// Seconds since it was established.
+        since_seconds: u64,
+    },
     /// None at present.
     Down {
         /// Why the last one ended, or could not be made.

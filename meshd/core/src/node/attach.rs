@@ -6,7 +6,8 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use mesh_keys::NodeId;
 
-use super::{GUARD_OBJECT, Node, Pending, Problem, Request, RequestId, Response};
+use super::writing::Pending;
+use super::{GUARD_OBJECT, Node, Problem, Request, RequestId, Response};
 use crate::api::{
     ApiError, AttachRequest, Attachment, AttachmentId, AttachmentState, ErrorCode, GcReport, GcRequest,
     MacAddr,

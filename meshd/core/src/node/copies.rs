@@ -28,7 +28,8 @@ use std::time::Duration;
 
 use mesh_keys::NodeId;
 
-use super::{Node, Pending, SessionId};
+use super::writing::Pending;
+use super::{Node, SessionId};
 use crate::gossip::Gossip;
 use crate::gossip::catalogue::Kind;
 use crate::gossip::wire::Writer;

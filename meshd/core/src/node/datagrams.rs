@@ -337,7 +337,7 @@ impl Node {
                 return;
             }
         }
-        if let Some(session) = self.session_with(&to) {
+        if let Some(session) = self.direct_session_with(&to) {
             self.send(session, &Message::Gossip { payload: payload.to_vec() });
         }
         let tried = if address.is_some() { 1 } else { TRIED };

@@ -8,7 +8,8 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv6Net};
 use mesh_keys::{NodeId, WgPublic};
 
-use super::{HostFacts, MAX_FLUSH_PAUSE, MIN_TICK, Node, Output};
+use super::writing::MAX_FLUSH_PAUSE;
+use super::{HostFacts, MIN_TICK, Node, Output};
 use crate::api::{AttachmentState, BRIDGE};
 use crate::host::{Bridge, Guard, HostState, Lane, LanePeer, Port, PortGuard, Route};
 use crate::leases::ipv6_for;
@@ -91,7 +92,7 @@ impl Node {
     pub(super) fn desires_what_it_should(&self) -> bool {
         let (Some(view), Some(host)) = (&self.view, &self.host) else { return true };
         let not_durable = self.dirty.contains(&StateFile::Cluster)
-            || self.pending.values().any(super::Pending::is_of_the_view);
+            || self.pending.values().any(super::writing::Pending::is_of_the_view);
         self.stale
             || not_durable
             || self.revision == 0

@@ -46,6 +46,9 @@ const ANOTHER_ADDRESS: Duration = Duration::from_millis(1500);
 /// After so many calls in vain, what waits for a member is dropped: it must not keep others waiting.
 const GIVE_UP: u32 = 8;
 
+/// So many calls are tried before another member is asked to carry the session.
+const DIRECT_FIRST: u32 = 2;
+
 /// Messages that may wait for one member, and members they may wait for.
 const MAX_WAITING: usize = 16;
 
@@ -136,6 +139,13 @@ impl Dialer {
     /// Whether something waits for a session with a member.
     pub(super) fn is_waiting(&self, node: &NodeId) -> bool {
         self.waiting.contains_key(node)
+    }
+
+    /// A call through another member came to nothing.
+    pub(super) fn on_not_carried(&mut self, node: NodeId, reason: &str) {
+        if let Some(state) = self.members.get_mut(&node) {
+            state.last_error.get_or_insert_with(|| reason.to_owned());
+        }
     }
 
     /// Forgets the members that `keep` does not say.
@@ -306,8 +316,9 @@ impl Node {
     /// Whether a member was called a moment ago and has not answered yet.
     pub(super) fn is_calling(&self, node: &NodeId) -> bool {
         let recent = |state: &MemberState| self.now.since(state.called) < ANOTHER_ADDRESS;
-        self.dialer.members.get(node).is_some_and(recent)
-            && self.dialer.in_flight.values().any(|called| called.as_ref() == Some(node))
+        self.carrier.is_calling(node)
+            || self.dialer.members.get(node).is_some_and(recent)
+                && self.dialer.in_flight.values().any(|called| called.as_ref() == Some(node))
     }
 
     /// Calls a member at the next of its addresses. Returns the pause before it should be called again.
@@ -317,6 +328,10 @@ impl Node {
         state.turn = turn.wrapping_add(1);
         state.called = self.now;
         state.failures = failures.saturating_add(1);
+        // It may be that no way leads there: every other time another member is asked to carry the session.
+        if failures >= DIRECT_FIRST && failures % 2 == 0 {
+            self.call_through(node, ((failures - DIRECT_FIRST) / 2) as usize);
+        }
         let candidates = self.addresses_of(&node, last_good);
         let count = candidates.len().max(1);
         if let Some(target) = candidates.get(turn % count).copied()
@@ -340,6 +355,13 @@ impl Node {
         let (_, waiting) = self.dialer.waiting.entry(node).or_insert_with(|| (self.now, Vec::new()));
         if waiting.len() < MAX_WAITING {
             waiting.push(message);
+        }
+    }
+
+    /// A session with a member is needed, and nothing to be said in it yet.
+    pub(super) fn want_session(&mut self, node: NodeId) {
+        if self.dialer.waiting.contains_key(&node) || self.dialer.waiting.len() < MAX_WAITING {
+            self.dialer.waiting.entry(node).or_insert_with(|| (self.now, Vec::new()));
         }
     }
 

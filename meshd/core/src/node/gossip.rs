@@ -10,7 +10,8 @@ use mesh_keys::{Identity, NodeId, Signed, WgPublic};
 use rand_core::RngCore as _;
 
 use super::desired::HANDSHAKE_STALE;
-use super::{MAX_LATER, Node, SessionId, TunnelFacts};
+use super::writing::MAX_LATER;
+use super::{Node, SessionId, TunnelFacts};
 use crate::gossip::catalogue::{Kind, Name};
 use crate::gossip::liveness::{Life, Statement};
 use crate::gossip::wire::{Part, Writer};
@@ -320,6 +321,11 @@ impl Node {
             Message::PskOffer { keys, epoch, check } => self.on_psk_offer(session, peer, keys, epoch, check),
             Message::PskStaged { epoch, check } => self.on_psk_staged(session, peer, epoch, check),
             Message::PskCommit { epoch, check } => self.on_psk_commit(session, peer, epoch, check),
+            Message::Call { link, to } => self.on_call(session, peer, link, to),
+            Message::Called { link, from } => self.on_called(session, peer, link, from),
+            Message::Carry { link, bytes } => self.on_carry(session, link, bytes),
+            Message::Taken { link, bytes } => self.on_taken(session, link, bytes),
+            Message::HangUp { link, reason } => self.on_hang_up(session, link, &reason),
             // A joiner that was welcomed says hello as a member, possibly after we took it for one.
             Message::Hello(_) => {}
             message @ (Message::Refuse(_)

@@ -23,7 +23,8 @@ use zeroize::Zeroizing;
 
 use super::dial::SeedOutcome;
 use super::sessions::Phase;
-use super::{JoinSecret, Node, Output, Pending, SessionId};
+use super::writing::Pending;
+use super::{JoinSecret, Node, Output, SessionId};
 use crate::message::{Hello, Message, PROTOCOL, RefusalCode};
 use crate::state::{self, StateFile};
 use crate::time::Time;
@@ -206,7 +207,7 @@ impl Node {
             || self
                 .sessions
                 .values()
-                .any(|session| session.dialled.is_some() && matches!(session.phase, Phase::Joining(_)))
+                .any(|session| session.way.is_dialled() && matches!(session.phase, Phase::Joining(_)))
         {
             return false;
         }
@@ -322,10 +323,10 @@ impl Node {
     pub(super) fn join_refused(&mut self, session: SessionId, code: RefusalCode, reason: &str) {
         let Some(entry) = self.sessions.get(&session) else { return };
         if matches!(entry.phase, Phase::Sponsoring(_)) && code == RefusalCode::WrongPassword {
-            tracing::warn!(remote = %entry.remote, node = %entry.peer_id.short(), "a node tried to join with a wrong password");
+            tracing::warn!(remote = %entry.way, node = %entry.peer_id.short(), "a node tried to join with a wrong password");
         }
         if self.join.current == Some(session) {
-            self.join.last_failure = Some(format!("{}: {reason}", entry.remote));
+            self.join.last_failure = Some(format!("{}: {reason}", entry.way));
         }
     }
 
@@ -339,7 +340,7 @@ impl Node {
     }
 
     pub(super) fn on_join_offer(&mut self, session: SessionId, key: bool, password: bool) {
-        let called = self.sessions.get(&session).is_none_or(|entry| entry.dialled.is_none());
+        let called = self.sessions.get(&session).is_none_or(|entry| !entry.way.is_dialled());
         if self.view.is_some() || (called && !self.joins_when_called()) {
             return self.refuse(session, RefusalCode::Protocol, "a join offer does not belong here");
         }
@@ -387,7 +388,7 @@ impl Node {
 
     pub(super) fn on_joining(&mut self, session: SessionId, message: Message) {
         let Some(entry) = self.sessions.get_mut(&session) else { return };
-        let (binding, sponsor, remote) = (entry.secrets.join_binding, entry.peer, entry.remote);
+        let (binding, sponsor, remote) = (entry.secrets.join_binding, entry.peer, entry.way);
         let Phase::Joining(joining) = &mut entry.phase else { return };
         match (std::mem::replace(joining, Joining::Asked), message) {
             (Joining::KeySent, Message::JoinKeyOk { proof }) => {
@@ -507,7 +508,7 @@ impl Node {
         }
         let name: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
         if let Some(entry) = self.sessions.get(&session) {
-            tracing::debug!(remote = %entry.remote, node = %entry.peer_id.short(), name, "a node wants to join");
+            tracing::debug!(remote = %entry.way, node = %entry.peer_id.short(), name, "a node wants to join");
         }
         self.set_phase(session, Phase::Sponsoring(Sponsoring::Offered));
         let key = matches!(self.config.secret, JoinSecret::Key(_));
@@ -517,7 +518,7 @@ impl Node {
 
     pub(super) fn on_sponsoring(&mut self, session: SessionId, message: Message) {
         let Some(entry) = self.sessions.get_mut(&session) else { return };
-        let (binding, joiner, remote) = (entry.secrets.join_binding, entry.peer, entry.remote);
+        let (binding, joiner, remote) = (entry.secrets.join_binding, entry.peer, entry.way);
         let Phase::Sponsoring(sponsoring) = &mut entry.phase else { return };
         match (std::mem::replace(sponsoring, Sponsoring::Welcomed), message) {
             (Sponsoring::Offered, Message::JoinKey { proof }) => {

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use mesh_keys::{IdentityKey, NodeId};
 
-use super::{Node, Pending, RequestId, Response};
+use super::writing::Pending;
+use super::{Node, RequestId, Response};
 use crate::api::{ApiError, BRIDGE, ErrorCode, LeaveStatus};
 use crate::leases::QUARANTINE;
 use crate::state::StateFile;

@@ -11,6 +11,7 @@
 //! The same seed and the same inputs give the same outputs, byte for byte.
 
 mod attach;
+mod carry;
 mod copies;
 mod datagrams;
 mod desired;
@@ -30,6 +31,7 @@ mod tests;
 mod tokens;
 mod tries;
 mod vanished;
+mod writing;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -53,10 +55,11 @@ use crate::api::{
 use crate::host::HostState;
 use crate::leases::Leases;
 use crate::overlap::HostPrefix;
-use crate::state::{self, StateFile, Stored, StoredNode, Writes};
+use crate::state::{StateFile, Stored, StoredNode, Writes};
 use crate::time::Time;
 use crate::view::{Delta, View};
 
+pub use carry::{CarriedId, CarriedInput, CarriedOutput, PIECE, WINDOW};
 pub use copies::{NoStartMark, StartMark, Superseded};
 pub use dial::MAX_CALLS;
 pub use vanished::{GONE_FOR, NetnsLook, Remains};
@@ -231,6 +234,24 @@ pub enum Input {
         /// Bound to the session.
         secrets: SessionSecrets,
     },
+    /// A control session is set up on a connection that another member carries: both ends have proved their identity keys.
+    CarriedOpened {
+        /// The connection.
+        id: CarriedId,
+        /// Its name.
+        session: SessionId,
+        /// The other end.
+        peer: IdentityKey,
+        /// Bound to the session.
+        secrets: SessionSecrets,
+    },
+    /// Something has happened with a connection that another member carries.
+    Carried {
+        /// The connection.
+        id: CarriedId,
+        /// What.
+        what: CarriedInput,
+    },
     /// A frame came in.
     SessionFrame {
         /// On which session.
@@ -365,6 +386,13 @@ pub enum Output {
         /// Where to.
         target: SocketAddr,
     },
+    /// Something is to be done with a connection that another member carries.
+    Carried {
+        /// The connection.
+        id: CarriedId,
+        /// What.
+        what: CarriedOutput,
+    },
     /// Send a frame.
     Send {
         /// On which session.
@@ -447,6 +475,7 @@ pub struct Node {
 
     sessions: sessions::Sessions,
     dialer: dial::Dialer,
+    carrier: carry::Carrier,
     join: join::Join,
     tries: tries::Watch,
     pairs: psk::Pairs,
@@ -467,7 +496,7 @@ pub struct Node {
     leave: Option<leave::Leave>,
 
     /// Writes in flight and what follows them.
-    pending: BTreeMap<Ticket, Pending>,
+    pending: BTreeMap<Ticket, writing::Pending>,
     tickets: u64,
     /// Number of the last write that was asked for, and the writes that are under way.
     writes: u64,
@@ -500,61 +529,6 @@ pub struct Node {
     activating: Vec<(RequestId, AttachmentId, u64)>,
     outputs: VecDeque<Output>,
     next: Time,
-}
-
-/// What follows once files are durable, or cannot be made so.
-enum Pending {
-    /// Nothing waits for it.
-    Nothing,
-    /// The cluster this node founded or joined is on disk.
-    Member { view: Box<View>, sponsor: Option<SessionId> },
-    /// A joiner's admission and first range are on disk.
-    Welcome { session: SessionId, delta: Box<Delta> },
-    /// The generation by which this node speaks up against another start of its identity is on disk.
-    Contested,
-    /// A range granted to a member, a promise or a reclaim is on disk.
-    Granted { delta: Box<Delta> },
-    /// Statements of an authority, such as the removal of a member, are on disk.
-    Declared { request: Option<RequestId>, delta: Box<Delta> },
-    /// That the node leaves, or stays, is on disk.
-    Decided { request: RequestId, leave: bool },
-    /// A lease is on disk.
-    Leased { request: RequestId, id: AttachmentId },
-    /// An attachment is noted as active on disk.
-    Activated { request: RequestId, id: AttachmentId },
-    /// Leases were released.
-    Released { request: Option<RequestId>, leases: Vec<(AttachmentId, crate::leases::Lease)>, gc: bool },
-}
-
-impl Pending {
-    /// What of the view others are to hear of once it is on disk.
-    fn delta(&self) -> Option<&Delta> {
-        match self {
-            Self::Welcome { delta, .. } | Self::Granted { delta } | Self::Declared { delta, .. } => {
-                Some(delta)
-            }
-            Self::Nothing
-            | Self::Member { .. }
-            | Self::Contested
-            | Self::Decided { .. }
-            | Self::Leased { .. }
-            | Self::Activated { .. }
-            | Self::Released { .. } => None,
-        }
-    }
-
-    /// Whether something of the view waits to be on disk.
-    fn is_of_the_view(&self) -> bool {
-        match self {
-            Self::Member { .. } | Self::Welcome { .. } | Self::Granted { .. } | Self::Declared { .. } => true,
-            Self::Nothing
-            | Self::Contested
-            | Self::Decided { .. }
-            | Self::Leased { .. }
-            | Self::Activated { .. }
-            | Self::Released { .. } => false,
-        }
-    }
 }
 
 impl Node {
@@ -596,6 +570,7 @@ impl Node {
             refused: false,
             sessions: sessions::Sessions::default(),
             dialer: dial::Dialer::default(),
+            carrier: carry::Carrier::default(),
             join: join::Join::default(),
             tries: tries::Watch::default(),
             pairs: psk::Pairs::restore(stored.keys),
@@ -655,8 +630,16 @@ impl Node {
                 self.config.seeds = seeds;
             }
             Input::SessionOpened { session, peer, dialled, remote, secrets } => {
-                self.on_session_opened(session, peer, dialled, remote, secrets);
+                let way = match dialled {
+                    Some(target) => sessions::Way::Dialled(target),
+                    None => sessions::Way::Accepted(remote),
+                };
+                self.on_session_opened(session, peer, way, secrets);
             }
+            Input::CarriedOpened { id, session, peer, secrets } => {
+                self.on_carried_opened(id, session, peer, secrets);
+            }
+            Input::Carried { id, what } => self.on_carried(id, what),
             Input::SessionFrame { session, frame } => self.on_frame(session, &frame),
             Input::SessionClosed { session, reason } => self.on_session_closed(session, &reason),
             Input::DialFailed { target, reason } => self.on_dial_failed(target, reason),
@@ -717,10 +700,14 @@ impl Node {
             | Input::PersistFailed(..)
             | Input::Applied { .. }
             | Input::SessionOpened { .. }
+            | Input::CarriedOpened { .. }
+            | Input::Carried { .. }
             | Input::SessionClosed { .. }
             | Input::Tombstones(_)
             | Input::Remains { .. } => false,
-            Input::Persisted(ticket) => self.pending.get(ticket).is_some_and(Pending::is_of_the_view),
+            Input::Persisted(ticket) => {
+                self.pending.get(ticket).is_some_and(writing::Pending::is_of_the_view)
+            }
             Input::Request(_, Request::Remove(_) | Request::Declare(_)) | Input::Host(_) => true,
             Input::Request(..) => false,
         }
@@ -739,6 +726,7 @@ impl Node {
     /// All that is due by itself.
     fn advance(&mut self) {
         self.sweep_sessions();
+        self.sweep_carried();
         self.advance_tries();
         self.advance_join();
         self.advance_dialer();
@@ -754,6 +742,7 @@ impl Node {
     fn next_deadline(&self) -> Time {
         let deadlines = [
             self.session_deadline(),
+            self.carried_deadline(),
             self.join_deadline(),
             self.dial_deadline(),
             self.gossip_deadline(),
@@ -773,168 +762,6 @@ impl Node {
         self.outputs.push_back(output);
     }
 
-    /// What of the view is being written, or waits for that.
-    fn being_written(&self) -> impl Iterator<Item = &Delta> {
-        self.pending.values().filter_map(Pending::delta)
-    }
-
-    /// Has files written and remembers what follows.
-    ///
-    /// The view is written first if it has changed: an address that is leased, or the node's own, is of a grant in it.
-    fn persist(&mut self, files: &[StateFile], then: Pending) {
-        let mut files: BTreeSet<StateFile> = files.iter().copied().collect();
-        files.extend(self.dirty.contains(&StateFile::Cluster).then_some(StateFile::Cluster));
-        let contents = files
-            .into_iter()
-            .filter_map(|file| {
-                self.dirty.remove(&file);
-                self.encode(file).map(|(file, bytes)| (file, Zeroizing::new(bytes)))
-            })
-            .collect();
-        if !self.unsaid.is_empty() {
-            self.dirty.insert(StateFile::Cluster);
-        }
-        self.persist_bytes(contents, then);
-    }
-
-    fn persist_bytes(&mut self, files: Vec<(StateFile, Zeroizing<Vec<u8>>)>, then: Pending) {
-        self.tickets += 1;
-        let ticket = Ticket(self.tickets);
-        self.pending.insert(ticket, then);
-        self.writes += 1;
-        let mut writes = Writes::default();
-        let mut number = |(file, bytes): (StateFile, Zeroizing<Vec<u8>>)| {
-            writes.note(file, self.writes);
-            (file, Zeroizing::new(state::numbered(file, &bytes, self.writes)))
-        };
-        let files: Vec<_> = files.into_iter().map(&mut number).collect();
-        let whole = files.iter().any(|(file, _)| *file == StateFile::Cluster);
-        let merged = self.view.as_ref().filter(|_| whole).map_or(0, View::merged_so_far);
-        self.writing.insert(ticket, (writes, merged));
-        self.emit(Output::Persist { ticket, files });
-    }
-
-    /// The contents of a file; of the view what is news, unless that is so much that it is better written as a whole.
-    fn encode(&self, file: StateFile) -> Option<(StateFile, Vec<u8>)> {
-        let bytes = match file {
-            StateFile::Cluster | StateFile::Changes => {
-                let view = self.view.as_ref()?;
-                return Some(match view.news(MOST_NEWS) {
-                    Some(news) => (StateFile::Changes, state::encode_changes(view.cluster(), &news)),
-                    None => (StateFile::Cluster, state::encode_cluster(view)),
-                });
-            }
-            StateFile::Node => state::encode_node(&self.stored),
-            StateFile::Leases => state::encode_leases(&self.leases.stored(&self.config.boot, self.now)),
-            StateFile::Keys => state::encode_keys(&self.pairs.stored()),
-            StateFile::Group => state::encode_group(self.datagrams.stored()),
-        };
-        Some((file, bytes))
-    }
-
-    /// Writes what has changed, several changes at once.
-    fn flush(&mut self) {
-        if self.dirty_later.is_some_and(|at| at <= self.now) {
-            self.dirty.insert(StateFile::Cluster);
-        }
-        if self.dirty.contains(&StateFile::Cluster) {
-            self.dirty_later = None;
-        }
-        if !self.dirty.is_empty() && self.now >= self.next_flush {
-            self.say_contest();
-            self.flushed = self.now;
-            self.next_flush = self.now + MAX_FLUSH_PAUSE;
-            let files: Vec<_> = self.dirty.iter().copied().collect();
-            let unsaid = if self.dirty.contains(&StateFile::Cluster) {
-                std::mem::take(&mut self.unsaid)
-            } else {
-                Delta::default()
-            };
-            let then = if unsaid.is_empty() {
-                Pending::Nothing
-            } else {
-                Pending::Granted { delta: Box::new(unsaid) }
-            };
-            self.persist(&files, then);
-        }
-    }
-
-    fn flush_deadline(&self) -> Option<Time> {
-        let soon = (!self.dirty.is_empty()).then_some(self.next_flush);
-        soon.into_iter().chain(self.dirty_later).min()
-    }
-
-    fn retry_flush_later(&mut self) {
-        self.next_flush = self.now + FLUSH_RETRY;
-    }
-
-    fn on_persisted(&mut self, ticket: Ticket) {
-        if let Some((writes, merged)) = self.writing.remove(&ticket) {
-            self.durable.join(&writes);
-            if let Some(view) = &mut self.view {
-                view.drop_news(merged);
-            }
-        }
-        match self.pending.remove(&ticket) {
-            None => {}
-            Some(Pending::Nothing) => {
-                let took = self.now.since(self.flushed);
-                self.next_flush = self.now + (took * FLUSH_SHARE).clamp(MIN_TICK, MAX_FLUSH_PAUSE);
-            }
-            Some(Pending::Member { view, sponsor }) => self.become_member(*view, sponsor),
-            Some(Pending::Welcome { session, delta }) => self.welcome(session, *delta),
-            Some(Pending::Contested) => self.contest(),
-            Some(Pending::Granted { delta }) => self.spread(&delta),
-            Some(Pending::Declared { request, delta }) => self.declared(request, &delta),
-            Some(Pending::Decided { request, .. }) => self.reply(request, Ok(Response::Done)),
-            Some(Pending::Leased { request, id }) => self.leased(request, &id),
-            Some(Pending::Activated { request, id }) => self.activated(request, id),
-            Some(Pending::Released { request, leases, gc }) => self.released(request, leases, gc),
-        }
-    }
-
-    fn on_persist_failed(&mut self, ticket: Ticket, error: &str) {
-        tracing::error!(error, "state could not be written; what depended on it is not done");
-        let pending = self.pending.remove(&ticket);
-        let had_view = self.writing.remove(&ticket).is_some_and(|(writes, _)| writes.has_view());
-        if had_view && self.view.is_some() {
-            self.dirty.insert(StateFile::Cluster);
-            self.retry_flush_later();
-        }
-        // What others are to hear of is said once it is on disk after all.
-        if let Some(delta) = pending.as_ref().and_then(Pending::delta) {
-            self.unsaid.append(delta.clone());
-        }
-        if matches!(pending, Some(Pending::Contested)) {
-            // The copy does not wait for this disk, and the host remembers the generation.
-            self.contest();
-        }
-        match pending {
-            None => {}
-            // Tried again with the next change, at the latest when the node says something new of itself.
-            Some(Pending::Nothing | Pending::Granted { .. } | Pending::Contested) => {
-                self.dirty.insert(StateFile::Keys);
-                self.dirty.insert(StateFile::Node);
-                self.dirty.insert(StateFile::Leases);
-                self.dirty.insert(StateFile::Group);
-                self.retry_flush_later();
-            }
-            Some(Pending::Declared { request, .. }) => {
-                let message = format!("it is in force here, but could not be written to disk yet: {error}");
-                let error = ApiError::new(crate::api::ErrorCode::Internal, message);
-                request.into_iter().for_each(|request| self.reply(request, Err(error.clone())));
-            }
-            Some(Pending::Decided { request, leave }) => self.decision_failed(request, leave, error),
-            Some(Pending::Member { sponsor, .. }) => self.join_failed(sponsor, error),
-            Some(Pending::Welcome { session, .. }) => {
-                self.refuse(session, crate::message::RefusalCode::Busy, "the sponsor cannot write its state");
-            }
-            Some(Pending::Leased { request, id }) => self.lease_failed(request, &id, error),
-            Some(Pending::Activated { request, id }) => self.activation_failed(request, &id, error),
-            Some(Pending::Released { request, leases, .. }) => self.release_failed(request, leases, error),
-        }
-    }
-
     /// A random part of up to a quarter, so that nodes do not act in step.
     fn jitter(&mut self, span: Duration) -> Duration {
         let share = u32::from(self.rng.next_u32() as u16);
@@ -944,23 +771,6 @@ impl Node {
 
 /// How long the node may sleep when it expects nothing.
 const IDLE_TICK: Duration = Duration::from_secs(30);
-
-/// Pauses between writes are this many times as long as the last write took: a large state on a slow disk leaves
-/// time for other things.
-const FLUSH_SHARE: u32 = 4;
-
-/// So much of what was merged with a view is written beside it, some 64 kB. Among 5,000 members the view has 3.5 MB, and
-/// a write takes the least on average where the news have about the square root of twice that times an item.
-const MOST_NEWS: usize = 128;
-
-/// Longest pause between two writes.
-const MAX_FLUSH_PAUSE: Duration = Duration::from_millis(200);
-
-/// How long others' records may be in memory only, while the kernel's state does not follow from them.
-const MAX_LATER: Duration = Duration::from_secs(30);
-
-/// Pause after a write that failed.
-const FLUSH_RETRY: Duration = Duration::from_secs(5);
 
 /// Shortest sleep: bounds the rate at which a mistake in a deadline could make the loop spin.
 const MIN_TICK: Duration = Duration::from_millis(10);

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 
 use mesh_keys::{IdentityKey, JoinMode, JoinWindow, NodeId, SignedJoinPolicy};
 
-use super::{Node, Pending, RequestId, Response};
+use super::writing::Pending;
+use super::{Node, RequestId, Response};
 use crate::api::{ApiError, ErrorCode, JoinWindowStatus, RemovalPlan};
 use crate::message::RefusalCode;
 use crate::state::StateFile;

@@ -7,7 +7,8 @@ use mesh_keys::{IdentityKey, NodeId};
 
 use super::gossip::PUSH_ITEMS;
 use super::sessions::nearest_chain;
-use super::{Node, Pending, RequestId, SessionId};
+use super::writing::Pending;
+use super::{Node, RequestId, SessionId};
 use crate::api::{ApiError, ErrorCode};
 use crate::message::{Message, RefusalCode};
 use crate::state::StateFile;

@@ -1,6 +1,7 @@
 //! Control sessions: who is at the other end, and which of several sessions with one member counts.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -40,13 +41,63 @@ const MAX_STRANGERS: usize = 256;
 /// is noticed late.
 const MAX_OF_MEMBER: usize = 4;
 
+/// How a session came about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// This node dialled that address.
+    Dialled(SocketAddr),
+    /// The other end dialled, from that address.
+    Accepted(SocketAddr),
+    /// A member carries it.
+    Through {
+        /// Which one.
+        carrier: NodeId,
+        /// Whether this node called.
+        dialled: bool,
+    },
+}
+
+impl Way {
+    pub(super) fn is_dialled(self) -> bool {
+        matches!(self, Self::Dialled(_) | Self::Through { dialled: true, .. })
+    }
+
+    pub(super) fn is_direct(self) -> bool {
+        !matches!(self, Self::Through { .. })
+    }
+
+    /// The address that was dialled.
+    pub(super) fn target(self) -> Option<SocketAddr> {
+        match self {
+            Self::Dialled(target) => Some(target),
+            Self::Accepted(_) | Self::Through { .. } => None,
+        }
+    }
+
+    /// The address of the other end.
+    pub(super) fn address(self) -> Option<SocketAddr> {
+        match self {
+            Self::Dialled(address) | Self::Accepted(address) => Some(address),
+            Self::Through { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dialled(address) | Self::Accepted(address) => address.fmt(f),
+            Self::Through { carrier, .. } => write!(f, "through member {}", carrier.short()),
+        }
+    }
+}
+
 /// One control session.
 pub(super) struct Session {
     pub(super) peer: IdentityKey,
     /// Which node that is.
     pub(super) peer_id: NodeId,
-    pub(super) dialled: Option<SocketAddr>,
-    pub(super) remote: SocketAddr,
+    pub(super) way: Way,
     pub(super) secrets: SessionSecrets,
     pub(super) opened: Time,
     /// When something was said last, at either end.
@@ -117,8 +168,8 @@ impl Sessions {
     }
 }
 
-/// Dialled by the node with the lower id, when it was opened, and its name.
-type Rank = (bool, Time, SessionId);
+/// Carried by nobody, dialled by the node with the lower id, when it was opened, and its name.
+type Rank = (bool, bool, Time, SessionId);
 
 /// How far a session has come.
 pub(super) enum Phase {
@@ -145,19 +196,17 @@ impl Node {
         &mut self,
         session: SessionId,
         peer: IdentityKey,
-        dialled: Option<SocketAddr>,
-        remote: SocketAddr,
+        way: Way,
         secrets: SessionSecrets,
     ) {
         let peer_id = peer.node_id();
-        if let Some(target) = dialled {
+        if let Some(target) = way.target() {
             self.dialer.on_opened(target, peer_id);
         }
         let entry = Session {
             peer,
             peer_id,
-            dialled,
-            remote,
+            way,
             secrets,
             opened: self.now,
             used: self.now,
@@ -167,18 +216,18 @@ impl Node {
         self.sessions.insert(session, entry);
         if peer == self.me {
             // Our own address is in the list, or another host has a copy of our disk.
-            if dialled.is_none() {
-                tracing::debug!(%remote, "session with this node's own identity key");
+            if !way.is_dialled() {
+                tracing::debug!(remote = %way, "session with this node's own identity key");
             }
             return self.close(session, "it is this node itself");
         }
         if self.is_out() {
             return self.close(session, "this node was removed from the cluster");
         }
-        if dialled.is_none() && self.sessions.strangers.len() > MAX_STRANGERS {
+        if !way.is_dialled() && self.sessions.strangers.len() > MAX_STRANGERS {
             return self.refuse(session, RefusalCode::Busy, "too many nodes are joining at once; try again");
         }
-        if dialled.is_some() {
+        if way.is_dialled() {
             let hello = self.hello();
             self.send(session, &Message::Hello(Box::new(hello)));
         }
@@ -216,7 +265,7 @@ impl Node {
                 return tracing::debug!(peer = %peer.short(), %error, "passed over");
             }
             Err(error) => {
-                tracing::warn!(peer = %peer.short(), remote = %entry.remote, %error, "malformed frame");
+                tracing::warn!(peer = %peer.short(), remote = %entry.way, %error, "malformed frame");
                 return self.refuse(session, RefusalCode::Protocol, &format!("malformed frame: {error}"));
             }
         };
@@ -239,7 +288,8 @@ impl Node {
 
     fn on_hello(&mut self, session: SessionId, hello: Hello) {
         let Some(entry) = self.sessions.get(&session) else { return };
-        let (dialled, peer, remote) = (entry.dialled.is_some(), entry.peer, entry.remote);
+        let (way, peer) = (entry.way, entry.peer);
+        let (dialled, remote) = (way.is_dialled(), way);
         let (Hello::Joiner { protocol, .. } | Hello::Member { protocol, .. }) = &hello;
         // A newer one decides for itself whether it speaks with this one.
         if *protocol < OLDEST_PROTOCOL {
@@ -257,6 +307,9 @@ impl Node {
             return self.refuse(session, RefusalCode::NoCluster, "this node is in no cluster yet");
         };
         match hello {
+            Hello::Joiner { .. } if !way.is_direct() => {
+                self.refuse(session, RefusalCode::Protocol, "who joins calls a member itself");
+            }
             Hello::Joiner { name, .. } => self.start_sponsoring(session, &name),
             Hello::Member { cluster, chain, record, .. } => {
                 if cluster != view.cluster() {
@@ -302,11 +355,11 @@ impl Node {
     pub(super) fn enter_membership(&mut self, session: SessionId) {
         let Some(entry) = self.sessions.get_mut(&session) else { return };
         entry.phase = Phase::Member;
-        let peer = entry.peer_id;
+        let (peer, direct) = (entry.peer_id, entry.way.is_direct());
         self.sessions.strangers.remove(&session);
         self.stale = true;
         let Some(entry) = self.sessions.get(&session) else { return };
-        tracing::info!(peer = %peer.short(), remote = %entry.remote, dialled = entry.dialled.is_some(), "session established");
+        tracing::info!(peer = %peer.short(), remote = %entry.way, dialled = entry.way.is_dialled(), "session established");
         self.emit(Output::Trust { session });
         self.dialer.on_member(peer);
         self.choose_session(peer);
@@ -317,15 +370,16 @@ impl Node {
         for message in self.dialer.take_waiting(&peer) {
             self.send(session, &message);
         }
-        if let Some(gossip) = &mut self.gossip {
+        if let (true, Some(gossip)) = (direct, &mut self.gossip) {
             gossip.greet(peer);
         }
         self.send_gossip(None, usize::MAX);
         self.pair_session_changed(peer);
+        self.carry_on(peer);
     }
 
-    /// Of several sessions with one member, the one that the node with the lower id dialled counts; of those,
-    /// the newest. The node with the lower id closes the others.
+    /// Of several sessions with one member, one that nobody carries counts; of those, the one that the node with the lower
+    /// id dialled; of those, the newest. The node with the lower id closes the others.
     fn choose_session(&mut self, peer: NodeId) {
         let Some(chosen) = self.session_with(&peer) else { return };
         let now = self.now;
@@ -371,7 +425,13 @@ impl Node {
     /// The session that counts with a member.
     pub(super) fn session_with(&self, peer: &NodeId) -> Option<SessionId> {
         let with_peer = self.sessions.with(peer);
-        with_peer.filter_map(|(id, session)| self.rank(id, session)).max().map(|(_, _, id)| id)
+        with_peer.filter_map(|(id, session)| self.rank(id, session)).max().map(|(_, _, _, id)| id)
+    }
+
+    /// The session that counts with a member, if nobody carries it.
+    pub(super) fn direct_session_with(&self, peer: &NodeId) -> Option<SessionId> {
+        let is_direct = |id: &SessionId| self.sessions.get(id).is_some_and(|session| session.way.is_direct());
+        self.session_with(peer).filter(is_direct)
     }
 
     /// Whether there is a session with a node that has not come to anything yet, but may any moment.
@@ -382,16 +442,16 @@ impl Node {
 
     /// Which of several sessions with a member counts: the highest. Those with others have none.
     fn rank(&self, id: SessionId, session: &Session) -> Option<Rank> {
-        let by_lower = session.dialled.is_some() == (self.id < session.peer_id);
-        session.is_of_member().then_some((by_lower, session.opened, id))
+        let by_lower = session.way.is_dialled() == (self.id < session.peer_id);
+        session.is_of_member().then_some((session.way.is_direct(), by_lower, session.opened, id))
     }
 
     /// Where the sessions that count lead to.
     pub(super) fn session_addresses(&self) -> BTreeMap<NodeId, IpAddr> {
         let mut best: BTreeMap<NodeId, (Rank, IpAddr)> = BTreeMap::new();
         for (id, session) in self.sessions.iter() {
-            if let Some(rank) = self.rank(*id, session) {
-                let of_this = (rank, session.remote.ip());
+            if let Some((rank, address)) = self.rank(*id, session).zip(session.way.address()) {
+                let of_this = (rank, address.ip());
                 let best = best.entry(session.peer_id).or_insert(of_this);
                 *best = (*best).max(of_this);
             }
@@ -401,7 +461,7 @@ impl Node {
 
     fn on_refused(&mut self, session: SessionId, refusal: &Refusal) {
         let Some(entry) = self.sessions.get(&session) else { return };
-        let (remote, dialled) = (entry.remote, entry.dialled);
+        let (remote, dialled) = (entry.way, entry.way.target());
         let reason = refusal.printable_reason();
         if matches!(refusal.code, RefusalCode::NoCluster | RefusalCode::Busy) {
             tracing::debug!(%remote, reason, "not now");
@@ -418,20 +478,21 @@ impl Node {
     pub(super) fn on_session_closed(&mut self, session: SessionId, reason: &str) {
         let Some(entry) = self.sessions.remove(&session) else { return };
         let peer = entry.peer_id;
+        self.carry_no_more(session);
         match entry.phase {
             Phase::Member => {
                 self.stale = true;
                 if self.session_with(&peer).is_none() {
-                    tracing::debug!(peer = %peer.short(), remote = %entry.remote, reason, "session ended");
-                    self.dialer.on_lost(peer, entry.dialled.or(Some(entry.remote)), reason);
+                    tracing::debug!(peer = %peer.short(), remote = %entry.way, reason, "session ended");
+                    self.dialer.on_lost(peer, entry.way.address(), reason);
                 } else {
                     self.choose_session(peer);
                 }
                 self.pair_session_changed(peer);
             }
             Phase::Joining(_) | Phase::Greeting => {
-                self.join_session_gone(session, entry.dialled, reason);
-                if let Some(target) = entry.dialled {
+                self.join_session_gone(session, entry.way.target(), reason);
+                if let Some(target) = entry.way.target() {
                     self.dialer.on_failed(target, reason.to_owned(), self.now);
                 }
             }
@@ -487,11 +548,13 @@ impl Node {
         self.sessions.due.first().map(|(due, _)| *due)
     }
 
-    /// When a session with a member is ended, if nothing else is said. It is the only way to a member whose
-    /// datagrams do not arrive.
+    /// When a session with a member is ended, if nothing else is said. One that nobody carries is the only way to a member
+    /// whose datagrams do not arrive.
     fn idle_limit(&self, session: &Session) -> Option<Time> {
         let peer = session.peer_id;
-        self.datagrams.address(&peer)?;
+        if session.way.is_direct() {
+            self.datagrams.address(&peer)?;
+        }
         let patience = if self.id < peer { IDLE_LIMIT } else { IDLE_LIMIT * 4 / 3 };
         Some(session.used + patience)
     }
@@ -510,7 +573,7 @@ impl Node {
     /// Tells the other end why, and ends the session.
     pub(super) fn refuse(&mut self, session: SessionId, code: RefusalCode, reason: &str) {
         self.send(session, &Message::Refuse(Refusal::new(code, reason)));
-        if let Some(target) = self.sessions.get(&session).and_then(|entry| entry.dialled) {
+        if let Some(target) = self.sessions.get(&session).and_then(|entry| entry.way.target()) {
             self.dialer.on_refused(target, code, reason.to_owned(), self.now);
         }
         self.close(session, reason);
@@ -519,7 +582,7 @@ impl Node {
     pub(super) fn close(&mut self, session: SessionId, reason: &str) {
         let Some(entry) = self.sessions.get_mut(&session) else { return };
         let was = std::mem::replace(&mut entry.phase, Phase::Closing);
-        let (peer, dialled) = (entry.peer_id, entry.dialled);
+        let (peer, dialled) = (entry.peer_id, entry.way.target());
         match was {
             Phase::Closing => return,
             Phase::Joining(_) => self.join_session_gone(session, dialled, reason),
@@ -530,6 +593,7 @@ impl Node {
             }
             Phase::Greeting | Phase::Sponsoring(_) => {}
         }
+        self.carry_no_more(session);
         self.emit(Output::Close { session, reason: reason.to_owned() });
     }
 }

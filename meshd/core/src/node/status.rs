@@ -5,6 +5,7 @@ use mesh_keys::NodeId;
 
 use super::Node;
 use super::desired::ranges_of;
+use super::sessions::Way;
 use crate::api::{
     AddressStatus, ClusterStatus, GossipStatus, LaneStatus, Membership, NodeStatus, PeerStatus,
     SCHEMA_VERSION, SessionStatus, Status, TunnelStatus,
@@ -121,10 +122,17 @@ impl Node {
             .filter(|(id, _)| **id != self.id)
             .map(|(id, record)| {
                 let session = match self.session_with(id).and_then(|session| self.sessions.get(&session)) {
-                    Some(session) => SessionStatus::Up {
-                        remote: session.remote,
-                        since_seconds: self.now.since(session.opened).as_secs(),
-                    },
+                    Some(session) => {
+                        let since_seconds = self.now.since(session.opened).as_secs();
+                        match session.way {
+                            Way::Dialled(remote) | Way::Accepted(remote) => {
+                                SessionStatus::Up { remote, since_seconds }
+                            }
+                            Way::Through { carrier, .. } => {
+                                SessionStatus::Carried { through: carrier.to_string(), since_seconds }
+                            }
+                        }
+                    }
                     None => SessionStatus::Down { reason: self.dialer.last_error(id) },
                 };
                 let facts = record.lanes.first().and_then(|lane| self.tunnels.get(&lane.key)).copied();

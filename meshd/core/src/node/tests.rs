@@ -3,6 +3,7 @@
 
 mod addresses;
 mod authority;
+mod carried;
 mod copies;
 mod leave;
 mod links;
@@ -10,6 +11,7 @@ mod removal;
 mod scenarios;
 mod tunnels;
 mod versions;
+mod wire;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -23,6 +25,7 @@ use mesh_keys::{GenesisFields, Identity, Secret32, SessionSecrets, WgSecret};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
 
+use self::wire::{Happened, Wire};
 use super::*;
 use crate::api::{AttachmentState, Backend, NetnsId};
 use crate::host::{HostState, Route, diff};
@@ -52,6 +55,8 @@ pub(super) struct Host {
     pub(super) prefixes: Vec<HostPrefix>,
     /// Why the daemon ended by itself.
     pub(super) refused: Option<String>,
+    /// Connections that others carry.
+    carried: BTreeMap<CarriedId, (Wire, Option<SessionId>)>,
     /// A tunnel key that it says is its own, without the secret.
     pub(super) claims: Option<Claim>,
 }
@@ -109,6 +114,20 @@ pub(super) struct Sim {
     pub(super) lie: Option<Lie>,
 }
 
+impl Host {
+    /// The connection of a session that another host carries.
+    fn wire(&mut self, session: SessionId) -> Option<(CarriedId, &mut Wire)> {
+        let mut all = self.carried.iter_mut();
+        all.find(|(_, (_, name))| *name == Some(session)).map(|(id, (wire, _))| (*id, wire))
+    }
+}
+
+/// What an end may send now.
+fn pieces(id: CarriedId, wire: &mut Wire) -> Vec<Input> {
+    let pieces = std::iter::from_fn(|| wire.take(PIECE));
+    pieces.map(|bytes| Input::Carried { id, what: CarriedInput::Bytes(bytes) }).collect()
+}
+
 pub(super) fn address(host: usize) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 18, (host / 250) as u8, (host % 250) as u8 + 1)), 6783)
 }
@@ -152,6 +171,7 @@ impl Sim {
             wrote: 0,
             prefixes: Vec::new(),
             refused: None,
+            carried: BTreeMap::new(),
             claims: None,
         };
         self.hosts.push(host);
@@ -256,6 +276,7 @@ impl Sim {
     /// The process dies: what is on disk and in the kernel stays.
     pub(super) fn kill(&mut self, at: usize) {
         self.hosts[at].node = None;
+        self.hosts[at].carried.clear();
         let gone: Vec<_> = self.sessions.keys().filter(|(host, _)| *host == at).copied().collect();
         for end in gone {
             if let Some(other) = self.sessions.remove(&end) {
@@ -333,7 +354,10 @@ impl Sim {
                 }
                 Output::Dial { target } => self.schedule(DELAY, Event::Open { from: at, target }),
                 Output::Send { session, frame } => {
-                    if let Some((to, session)) = self.sessions.get(&(at, session)).copied() {
+                    if let Some((id, wire)) = self.hosts[at].wire(session) {
+                        wire.send(&frame);
+                        answers.extend(pieces(id, wire));
+                    } else if let Some((to, session)) = self.sessions.get(&(at, session)).copied() {
                         let frame = match (&mut self.lie, crate::message::Message::decode(&frame)) {
                             (Some(lie), Ok(message)) => lie(at, to, message).encode(),
                             _ => frame,
@@ -349,9 +373,13 @@ impl Sim {
                         self.schedule(DELAY, Event::Datagram { to, from: address(at), bytes });
                     }
                 }
+                Output::Carried { id, what } => answers.extend(self.carried(at, id, what)),
                 Output::Trust { .. } => {}
                 Output::Close { session, reason } => {
-                    if let Some(other) = self.sessions.remove(&(at, session)) {
+                    if let Some((id, _)) = self.hosts[at].wire(session) {
+                        self.hosts[at].carried.remove(&id);
+                        answers.push_back(Input::Carried { id, what: CarriedInput::Ended(reason.clone()) });
+                    } else if let Some(other) = self.sessions.remove(&(at, session)) {
                         // What was sent before is delivered first.
                         self.schedule(
                             DELAY,
@@ -394,6 +422,67 @@ impl Sim {
                 }
             }
         }
+    }
+
+    /// The shell's part in a connection that another host carries.
+    fn carried(&mut self, at: usize, id: CarriedId, what: CarriedOutput) -> Vec<Input> {
+        let me = self.hosts[at].identity.public();
+        let happened = match what {
+            CarriedOutput::Begin { dials } => {
+                let mut nonce = [0; 32];
+                self.rng.fill_bytes(&mut nonce);
+                let wire = Wire::new(dials, *me.as_bytes(), nonce, WINDOW as usize);
+                self.hosts[at].carried.insert(id, (wire, None));
+                Vec::new()
+            }
+            CarriedOutput::End => {
+                let session = self.hosts[at].carried.remove(&id).and_then(|(_, session)| session);
+                let reason = "the carried connection has ended".to_owned();
+                return session.map(|session| Input::SessionClosed { session, reason }).into_iter().collect();
+            }
+            CarriedOutput::Bytes(bytes) => {
+                let Some((wire, _)) = self.hosts[at].carried.get_mut(&id) else { return Vec::new() };
+                let mut happened: Vec<Input> = Vec::new();
+                let taken = u32::try_from(bytes.len()).unwrap();
+                happened.push(Input::Carried { id, what: CarriedInput::Taken(taken) });
+                for what in wire.receive(&bytes) {
+                    let (wire, session) = self.hosts[at].carried.get_mut(&id).unwrap();
+                    match what {
+                        Happened::Frame(frame) => {
+                            let session = session.expect("opened");
+                            happened.push(Input::SessionFrame { session, frame: frame.into() });
+                        }
+                        Happened::Opened { peer, seed } => {
+                            self.next_session += 1;
+                            let name = SessionId(self.next_session);
+                            *session = Some(name);
+                            let dials = wire.dials;
+                            let known = self.hosts.iter().map(|host| host.identity.public());
+                            let Some(peer) = known.into_iter().find(|key| *key.as_bytes() == peer) else {
+                                let what = CarriedInput::Ended("it is nobody".to_owned());
+                                return vec![Input::Carried { id, what }];
+                            };
+                            let ends = if dials { (me, peer) } else { (peer, me) };
+                            let (dialler, acceptor) = MemoryChannel::pair(ends.0, ends.1, &seed);
+                            let channel = if dials { dialler } else { acceptor };
+                            let secrets = SessionSecrets::derive(&channel).unwrap();
+                            happened.push(Input::CarriedOpened { id, session: name, peer, secrets });
+                        }
+                    }
+                }
+                happened
+            }
+            CarriedOutput::Credit(bytes) => {
+                if let Some((wire, _)) = self.hosts[at].carried.get_mut(&id) {
+                    wire.add_credit(bytes as usize);
+                }
+                Vec::new()
+            }
+        };
+        let wire = self.hosts[at].carried.get_mut(&id);
+        // What is said comes before what follows from what was heard.
+        let said = wire.map(|(wire, _)| pieces(id, wire)).unwrap_or_default();
+        said.into_iter().chain(happened).collect()
     }
 
     fn step(&mut self) -> bool {

@@ -132,7 +132,9 @@ impl Node {
     /// Whether a try to join by password on this session is answered, or after how long.
     pub(super) fn begin_try(&mut self, session: SessionId) -> Result<(), Duration> {
         let Some(entry) = self.sessions.get(&session) else { return Ok(()) };
-        let source = source_of(entry.remote.ip());
+        let source = source_of(
+            entry.way.address().map_or(std::net::Ipv6Addr::UNSPECIFIED.into(), |address| address.ip()),
+        );
         self.tries.admit(source, self.now)?;
         self.tries.own.push(Try { at: self.now, source, open: Some(session) });
         Ok(())

@@ -6,9 +6,9 @@ use std::net::Ipv4Addr;
 use mesh_core::api::{
     AddressStatus, ApiError, AttachRequest, Attachment, AttachmentId, AttachmentState, Backend,
     ClusterStatus, ConflictStatus, ErrorCode, GcReport, GcRequest, GossipStatus, IpamStatus,
-    JoinWindowRequest, JoinWindowStatus, LaneStatus, MacAddr, Membership, NetnsId, NewToken, NodeStatus,
-    OwnerStatus, PeerStatus, PodIdentity, RemovalPlan, RemovalRequest, RevocationRequest, SessionStatus,
-    Status, TokenList, TokenRequest, TokenStatus, Tombstone, TunnelStatus, UsageStatus,
+    JoinWindowRequest, JoinWindowStatus, LaneStatus, LeaveStatus, MacAddr, Membership, NetnsId, NewToken,
+    NodeStatus, OwnerStatus, PeerStatus, PodIdentity, RemovalPlan, RemovalRequest, RevocationRequest,
+    SessionStatus, Status, TokenList, TokenRequest, TokenStatus, Tombstone, TunnelStatus, UsageStatus,
 };
 use mesh_keys::token::TokenHash;
 use mesh_keys::{BodyId, JoinWindow, TokenId};
@@ -75,6 +75,13 @@ pub(crate) fn entries() -> Vec<Entry> {
     let mut entries = attachments();
     entries.extend(authority());
     entries.push(json("status-member", "answer of GET /v1/status, of a member", status()));
+    let mut leaving = status();
+    leaving.leave = Some(LeaveStatus::Leaving { waiting_for: "its last addresses to rest".to_owned() });
+    for (peer, is_leaving) in leaving.peers.iter_mut().zip([true, false]) {
+        peer.leaving = is_leaving;
+        peer.session = SessionStatus::Carried { through: "19".repeat(16), since_seconds: 15 };
+    }
+    entries.push(json("status-leaving", "likewise, of one that leaves the cluster", leaving));
     let waiting_for = "a seed that answers".to_owned();
     let alone = Status {
         cluster: None,

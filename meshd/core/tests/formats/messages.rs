@@ -39,6 +39,11 @@ variants!(name, NAMES: Message {
     Message::JoinToken { .. } => "join-token",
     Message::JoinTokenOk => "join-token-ok",
     Message::WelcomeNext => "welcome-next",
+    Message::Call { .. } => "call",
+    Message::Called { .. } => "called",
+    Message::Carry { .. } => "carry",
+    Message::Taken { .. } => "taken",
+    Message::HangUp { .. } => "hang-up",
 });
 
 variants!(hello_name, HELLOS: Hello {
@@ -143,6 +148,11 @@ pub(crate) fn messages() -> Vec<(String, &'static str, Message)> {
     add("proof of membership", Message::TokenProof { genesis: WORLD.genesis().encode(), chain });
     add("a token", Message::JoinToken { id: token.id, secret: token.secret.clone() });
     add("the token is right", Message::JoinTokenOk);
+    add("calls a member", Message::Call { link: 300, to: node(0x19) });
+    add("a member calls", Message::Called { link: 301, from: node(0x1a) });
+    add("carried bytes", Message::Carry { link: 302, bytes: vec![0x1b; 5] });
+    add("carried bytes are used up", Message::Taken { link: 303, bytes: 65_536 });
+    add("a carried connection ends", Message::HangUp { link: 304, reason: "nobody there".to_owned() });
     assert_complete(NAMES, all.iter().map(|(_, _, message)| name(message)));
     assert_eq!(NAMES.len(), Message::VARIANTS as usize, "how many variants there are");
     all

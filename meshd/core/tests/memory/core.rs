@@ -164,6 +164,7 @@ fn handle(
             | Output::Trust { .. }
             | Output::Close { .. }
             | Output::Desired { .. }
+            | Output::Carried { .. }
             | Output::Reply(..) => {}
         }
     }

@@ -1,8 +1,8 @@
 use super::*;
 use tokio::io::{DuplexStream, duplex};
 
-fn remote() -> SocketAddr {
-    SocketAddr::from(([192, 0, 2, 1], 6783))
+fn remote() -> Remote {
+    Remote::At(std::net::SocketAddr::from(([192, 0, 2, 1], 6783)))
 }
 
 /// Our end of a session, and the bare bytes of the other end.

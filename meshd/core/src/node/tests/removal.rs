@@ -267,7 +267,7 @@ fn a_greeting_of_who_is_no_member_adds_nothing() {
         let hello = Hello::Member { protocol: PROTOCOL, cluster, chain, record: Box::new(record) };
         let node = sim.hosts[0].node.as_mut().unwrap();
         while !matches!(node.poll_output(), Output::Timeout(_)) {}
-        node.on_session_opened(session, peer, None, address(2), secrets);
+        node.on_session_opened(session, peer, crate::node::sessions::Way::Accepted(address(2)), secrets);
         node.on_frame(session, &Message::Hello(Box::new(hello)).encode());
         let said: Vec<String> = std::iter::from_fn(|| Some(node.poll_output()))
             .take_while(|output| !matches!(output, Output::Timeout(_)))

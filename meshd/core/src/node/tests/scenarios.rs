@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::message::{Hello, Message, Refusal, RefusalCode};
 use crate::node::sessions::Phase;
+use crate::node::writing::{MAX_LATER, MOST_NEWS};
 use crate::state::write_of;
 
 pub(super) const SECOND: Duration = Duration::from_secs(1);
