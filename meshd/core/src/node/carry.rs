@@ -72,8 +72,12 @@ const MAX_THROUGH: usize = 4096;
 /// Most connections that this node has called for, and most that others have, while nothing is proved.
 const MAX_UNPROVED: usize = 64;
 
-/// Most calls that wait for a session with somebody.
+/// Of those that others have, as many may come by one session: a carrier that lies keeps no other's from being taken.
+const MAX_UNPROVED_OF_ONE: usize = 16;
+
+/// Most calls that wait for a session with somebody, and most of those that came by one session.
 const MAX_WAITING: usize = 64;
+const MAX_WAITING_OF_ONE: usize = 8;
 
 /// A call waits so long for a session with who is called, or with the carrier.
 const CALL_WAITS: Duration = Duration::from_secs(10);
@@ -146,12 +150,18 @@ impl Carrier {
         self.links.is_empty() && self.ends.is_empty() && self.waiting.is_empty()
     }
 
+    /// How many calls by others wait for a session.
+    #[cfg(test)]
+    pub(super) fn calls_waiting(&self) -> usize {
+        self.waiting.iter().filter(|call| call.from.is_some()).count()
+    }
+
     fn links_of(&self, session: SessionId) -> impl Iterator<Item = (&Hop, &Link)> {
         self.links.range((session, 0)..=(session, u32::MAX))
     }
 
-    fn unproved(&self, dials: bool) -> usize {
-        self.ends.values().filter(|end| end.dials == dials && end.session.is_none()).count()
+    fn unproved(&self, dials: bool) -> impl Iterator<Item = &End> {
+        self.ends.values().filter(move |end| end.dials == dials && end.session.is_none())
     }
 
     pub(super) fn through(&self) -> usize {
@@ -197,7 +207,7 @@ impl Node {
     /// reach them.
     pub(super) fn call_through(&mut self, node: NodeId, turn: usize) {
         if self.carrier.is_calling(&node)
-            || self.carrier.unproved(true) >= MAX_UNPROVED
+            || self.carrier.unproved(true).count() >= MAX_UNPROVED
             || !self.is_reachable(&node)
         {
             return;
@@ -237,7 +247,10 @@ impl Node {
     }
 
     fn wait_for(&mut self, needs: NodeId, to: NodeId, from: Option<Hop>) {
-        if self.carrier.waiting.len() >= MAX_WAITING {
+        let session = from.map(|hop| hop.0);
+        let of_one = self.carrier.waiting.iter().filter(|call| call.from.map(|hop| hop.0) == session);
+        let most = if session.is_some() { MAX_WAITING_OF_ONE } else { MAX_WAITING };
+        if of_one.count() >= most || self.carrier.waiting.len() >= MAX_WAITING {
             return from.into_iter().for_each(|hop| self.say_hang_up(hop, "too many calls wait"));
         }
         self.carrier.waiting.push(Waiting { needs, to, from, until: self.now + CALL_WAITS });
@@ -300,7 +313,9 @@ impl Node {
         if !is_member || from == self.id || from == peer {
             return self.say_hang_up(hop, "the caller is no member");
         }
-        let busy = self.carrier.unproved(false) >= MAX_UNPROVED
+        let of_one = self.carrier.unproved(false).filter(|end| end.hop.0 == session);
+        let busy = of_one.count() >= MAX_UNPROVED_OF_ONE
+            || self.carrier.unproved(false).count() >= MAX_UNPROVED
             || self.carrier.links_of(session).count() >= MAX_LINKS;
         if busy {
             return self.say_hang_up(hop, "too many calls at once");

@@ -149,9 +149,17 @@ fn calls_that_cannot_be_are_hung_up_on() {
         says(&mut sim, &call);
         assert!(sim.node(2).carrier.is_idle(), "{call:?}");
     }
+    // What is not proved yet, and what waits for somebody, has a bound for each session.
+    sim.on_wire = |_, _| Vec::new();
+    let from = id(&sim, 1);
+    for number in 0..100 {
+        says(&mut sim, &Message::Called { link: link + 1_000 + 2 * number, from });
+    }
+    assert_eq!(sim.hosts[2].carried.len(), 16);
+    sim.run(25 * SECOND);
+    assert!(sim.node(2).carrier.is_idle(), "nothing came of it");
     // As many as the session may have, and no more.
     let to = id(&sim, 1);
-    sim.on_wire = |_, _| Vec::new();
     for number in 0..100 {
         says(&mut sim, &Message::Call { link: link + 2 * number, to });
     }
@@ -160,4 +168,19 @@ fn calls_that_cannot_be_are_hung_up_on() {
     let session = session(&sim, 2, 0);
     sim.input(2, Input::SessionClosed { session, reason: "gone".into() });
     assert!(sim.node(2).carrier.is_idle());
+}
+
+#[test]
+fn few_calls_wait_for_a_member_that_is_away_and_not_for_long() {
+    let mut sim = cluster(88, 3);
+    meshed(&mut sim, 10 * SECOND);
+    sim.kill(1);
+    sim.run(SECOND);
+    let (link, to) = (number(&sim), id(&sim, 1));
+    for number in 0..20 {
+        says(&mut sim, &Message::Call { link: link + 2 * number, to });
+    }
+    assert_eq!(sim.node(2).carrier.calls_waiting(), 8);
+    sim.run(11 * SECOND);
+    assert_eq!(sim.node(2).carrier.calls_waiting(), 0);
 }
