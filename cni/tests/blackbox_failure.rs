@@ -263,11 +263,16 @@ fn s061_killed_while_the_daemon_works() {
 #[test]
 fn s061_killed_at_any_moment() {
     let rig = Rig::new();
-    let begin = Instant::now();
-    let pod = rig.pod();
-    rig.add(&pod);
-    let whole = begin.elapsed();
-    rig.del(&pod);
+    let attach = || {
+        let pod = rig.pod();
+        let begin = Instant::now();
+        rig.add(&pod);
+        let took = begin.elapsed();
+        rig.del(&pod);
+        took
+    };
+    // The first one takes longer than those after it.
+    let whole = (0..5).map(|_| attach()).min().unwrap();
     let mut killed = 0;
     for i in 0..40u32 {
         let pod = rig.pod();

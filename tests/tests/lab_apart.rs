@@ -1,4 +1,4 @@
-//! Two hosts between which nothing gets through, and a third that both reach.
+//! Hosts between which nothing gets through, or in one direction only.
 
 #![allow(
     clippy::unwrap_used,
@@ -50,4 +50,41 @@ fn two_hosts_without_a_way_to_each_other_agree_on_a_key_through_a_third() {
     for host in [&first, &second] {
         assert!(host.log().unwrap().contains(&carrier), "{}", logs(&lab));
     }
+}
+
+/// From now on a host takes no connections and datagrams that it has not asked for.
+fn take_no_calls(host: &Host) {
+    let rules = "table inet t-closed { chain input { type filter hook input priority -300; \
+        meta l4proto { tcp, udp } ct state new iifname != lo drop; }; }";
+    host.exec_ok(&["nft", rules]).unwrap();
+}
+
+#[test]
+fn a_host_that_gets_through_to_nobody_joins_when_a_member_calls_it() {
+    let lab =
+        Lab::up(Options { nodes: 2, daemons: false, secret: Secret::Key, ..options("t-called") }).unwrap();
+    let (member, late) = (lab.host(0), lab.host(1));
+    let address = |host: &Host| host.underlay(Family::V4).to_string();
+    let args = |join: Option<String>| {
+        let join = join.into_iter().flat_map(|address| ["--join".to_owned(), address]);
+        ["--key-file", "/etc/meshd/key"].map(str::to_owned).into_iter().chain(join).collect()
+    };
+    member.spawn_daemon_with(args(None)).unwrap();
+    member.wait_ready(20 * SECOND).unwrap();
+    take_no_calls(&member);
+    late.spawn_daemon_with(args(Some(address(&member)))).unwrap();
+    std::thread::sleep(5 * SECOND);
+    assert!(late.wait_ready(SECOND).is_err(), "nothing gets through");
+
+    member.stop_daemon().unwrap();
+    let start = Instant::now();
+    member.spawn_daemon_with(args(Some(address(&late)))).unwrap();
+    let ready = late.wait_ready(20 * SECOND);
+    assert!(ready.is_ok(), "{ready:?}\n{}", logs(&lab));
+    println!("joined {:?} after the member knew where", start.elapsed());
+    let (member_id, late_id) = (id(&member), id(&late));
+    let agreed = poll_until("they have a key", 20 * SECOND, || {
+        has_key(&member, &late_id) && has_key(&late, &member_id)
+    });
+    assert!(agreed.is_ok(), "{}", logs(&lab));
 }

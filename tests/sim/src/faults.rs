@@ -6,6 +6,7 @@ use std::time::Duration;
 use mesh_keys::NodeId;
 
 use crate::evil;
+use crate::host::Host;
 use crate::model::SECRET;
 use crate::queue::Event;
 use crate::settings::Fault;
@@ -158,9 +159,11 @@ impl World {
         }
     }
 
-    /// Whether the cluster is on the disk of another host, too.
+    /// Whether the cluster is on the disk of another host, too, and that is a member.
     pub(crate) fn is_elsewhere(&self, at: usize) -> bool {
-        self.hosts.iter().any(|host| host.at != at && !host.evil && host.disk.is_of_a_member())
+        let has_it =
+            |host: &Host| !host.evil && host.disk.is_of_a_member() && !self.model.out().contains(&host.id());
+        self.hosts.iter().any(|host| host.at != at && has_it(host))
     }
 
     fn restore(&mut self, at: usize) {
