@@ -135,7 +135,8 @@ impl Node {
         }
         // After a start nothing is known of the kernel before a state was applied, and none has the bridge.
         let trouble = self.problems.iter().any(|problem| problem.object == BRIDGE);
-        if self.applied == 0 || self.in_kernel.bridge.is_some() || trouble {
+        let may_be_there = self.applied == 0 || self.in_kernel.bridge.is_some() || trouble;
+        if may_be_there && self.kept_out().is_none() {
             return Some(format!("{BRIDGE} and its address to be taken away"));
         }
         if self.has_unsaid() {

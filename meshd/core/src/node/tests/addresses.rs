@@ -319,7 +319,7 @@ fn every_node_tells_the_same_owners_and_they_make_up_the_range() {
     assert_eq!(serde_json::from_value::<Status>(json).unwrap().ipam, None);
 }
 
-fn by_gateway(net: &str) -> HostPrefix {
+pub(super) fn by_gateway(net: &str) -> HostPrefix {
     let origin = Origin::Route { device: Some("eth0".into()), gateway: "198.18.0.250".parse().ok() };
     HostPrefix { net: net.parse().unwrap(), origin }
 }

@@ -175,3 +175,22 @@ fn a_decision_that_is_not_on_disk_does_not_hold() {
     assert!(sim.attach(2, "pod").is_ok());
     sim.check();
 }
+
+#[test]
+fn a_node_on_which_nothing_could_be_set_up_leaves_too() {
+    let mut sim = Sim::new(76);
+    sim.range = "10.64.0.0/12".parse().unwrap();
+    sim.add(&[], SimSecret::Key(7));
+    sim.start(0);
+    meshed(&mut sim, SECOND);
+    let late = sim.add(&[0], SimSecret::Key(7));
+    sim.hosts[late].prefixes = vec![super::addresses::by_gateway("10.70.0.0/16")];
+    sim.start(late);
+    sim.run(10 * SECOND);
+    assert!(sim.node(late).kept_out().is_some() && !owned(&sim, 0, late).is_empty());
+    leave(&mut sim, late, true).unwrap();
+    sim.run_until(QUARANTINE + 10 * SECOND, |sim| leave_status(sim, late) == Some(LeaveStatus::Left))
+        .expect("it has left");
+    sim.run(SECOND);
+    assert!(owned(&sim, 0, late).is_empty());
+}
