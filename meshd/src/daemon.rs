@@ -9,12 +9,14 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context as _, Result, bail};
 use mesh_core::api::AttachmentId;
 use mesh_core::node::{self, Input, JoinSecret, LaneConfig, Node, Output, RequestId, Response, Seed};
+use mesh_core::relay::Endpoint;
 use mesh_core::time::Time;
-use mesh_keys::JoinToken;
 use mesh_keys::join::JoinKey;
 use mesh_keys::password::{Password, PasswordRecord};
 use mesh_keys::rand_core::{OsRng, RngCore};
+use mesh_keys::{JoinToken, NodeId, WgPublic};
 use mesh_sys::files;
+use mesh_sys::udp::send_from;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use zeroize::Zeroizing;
@@ -317,6 +319,15 @@ impl Shell {
                     self.datagrams.send(to, &bytes);
                     None
                 }
+                Output::LaneDatagram { port, to, bytes } => {
+                    if let Err(error) = send_from(port, to, &bytes) {
+                        tracing::debug!(%to, %error, "a lane cannot be registered at a relay");
+                    }
+                    None
+                }
+                Output::Register { node, key, endpoint, serial } => {
+                    self.relay_for(node, key, endpoint, serial, clock())
+                }
                 Output::Carried { id, what } => {
                     links.carry(id, what);
                     None
@@ -337,6 +348,7 @@ impl Shell {
                     })
                 }
                 Output::Desired { revision, state } => {
+                    self.datagrams.relay().retain(|key| node.knows_lane(key));
                     self.desired.send_replace(Some((revision, state)));
                     None
                 }
@@ -351,6 +363,27 @@ impl Shell {
             };
             if let Some(answer) = answer {
                 node.handle(answer, clock());
+            }
+        }
+    }
+
+    /// The lane of a member is relayed for from now on, if there is room.
+    fn relay_for(
+        &self,
+        node: NodeId,
+        key: WgPublic,
+        endpoint: Endpoint,
+        serial: u64,
+        now: Time,
+    ) -> Option<Input> {
+        let address = endpoint.remote;
+        let mut relay = self.datagrams.relay();
+        let known = relay.serves(&key, now);
+        match relay.register(key, endpoint, serial, now) {
+            Ok(_) => Some(Input::Registered { node, key, address, serial, known }),
+            Err(error) => {
+                tracing::warn!(peer = %node.short(), %address, %error, "no relay for a lane");
+                None
             }
         }
     }

@@ -14,7 +14,7 @@ use mesh_core::node::Input;
 use mesh_core::relay::{Dropped, Endpoint, Limits, Relay, is_wireguard};
 use mesh_core::time::Time;
 use mesh_keys::frame::MAX_DATAGRAM;
-use mesh_sys::udp::{Destination, ReceiveBatch, SendBatch, Sockets, Source, UdpSocket};
+use mesh_sys::udp::{Destination, Piece, ReceiveBatch, SendBatch, Sockets, Source, UdpSocket};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -207,7 +207,7 @@ impl Receiving<'_> {
                     if is_wireguard(datagram) {
                         self.pass_on(relay.get_or_insert_with(|| port.relay()), piece.from, datagram, now);
                     } else {
-                        self.hand_over(piece.from, datagram);
+                        self.hand_over(piece, datagram);
                     }
                 }
             }
@@ -238,12 +238,13 @@ impl Receiving<'_> {
         }
     }
 
-    fn hand_over(&self, from: SocketAddr, datagram: &[u8]) {
+    fn hand_over(&self, piece: &Piece, datagram: &[u8]) {
         // Longer ones are no gossip.
         if datagram.len() > MAX_DATAGRAM {
             return;
         }
-        let input = Input::Datagram { from, bytes: datagram.to_vec() };
+        let to = piece.to.map(|source| source.address);
+        let input = Input::Datagram { from: piece.from, to, bytes: datagram.to_vec() };
         if let Err(error) = self.node.try_send(input) {
             tracing::trace!(%error, "datagram dropped");
         }
@@ -292,8 +293,10 @@ mod tests {
             there.send(to, &[7; MAX_DATAGRAM + 1]);
             there.send(to, &[9; MAX_DATAGRAM]);
             let received = tokio::time::timeout(Duration::from_secs(5), input.recv()).await.unwrap();
-            let Some(Input::Datagram { from: seen, bytes }) = received else { panic!("{received:?}") };
-            assert_eq!((seen, bytes), (from, vec![9; MAX_DATAGRAM]));
+            let Some(Input::Datagram { from: seen, to: Some(to), bytes }) = received else {
+                panic!("{received:?}")
+            };
+            assert_eq!((seen, to, bytes), (from, from.ip(), vec![9; MAX_DATAGRAM]));
             here.send(from, b"answer");
             let answer = tokio::time::timeout(Duration::from_secs(5), answers.recv()).await.unwrap();
             assert!(matches!(answer, Some(Input::Datagram { bytes, .. }) if bytes == b"answer"));

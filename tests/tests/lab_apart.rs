@@ -8,8 +8,8 @@
 
 use std::time::{Duration, Instant};
 
-use mesh_lab::{Family, Host, Lab, Options, Secret, poll_until};
-use mesh_tests::{logs, options};
+use mesh_lab::{Family, Host, Lab, Options, PingOptions, PingStats, Secret, poll_until};
+use mesh_tests::{FAMILIES, logs, options, reaches_within};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -87,4 +87,122 @@ fn a_host_that_gets_through_to_nobody_joins_when_a_member_calls_it() {
         has_key(&member, &late_id) && has_key(&late, &member_id)
     });
     assert!(agreed.is_ok(), "{}", logs(&lab));
+}
+
+/// Three hosts with a pod each, the first two of which have no way to each other from the start.
+fn apart(name: &str, nodes: usize) -> Lab {
+    let lab =
+        Lab::up(Options { nodes, pods: 0, daemons: false, secret: Secret::Key, ..options(name) }).unwrap();
+    lab.cut(&lab.host(0), &lab.host(1)).unwrap();
+    let hosts = lab.hosts();
+    let public: Vec<String> = hosts[2..].iter().map(|host| host.underlay(Family::V4).to_string()).collect();
+    for (at, host) in hosts.iter().enumerate().rev() {
+        let join = public.iter().filter(|_| at + 1 < hosts.len()).flat_map(|address| ["--join", address]);
+        let args = ["--key-file", "/etc/meshd/key"].into_iter().chain(join);
+        host.spawn_daemon_with(args.map(str::to_owned).collect()).unwrap();
+        if at + 1 == hosts.len() {
+            host.wait_ready(20 * SECOND).unwrap();
+        }
+    }
+    for host in &hosts {
+        host.wait_ready(20 * SECOND).unwrap();
+        host.add_pod("p1").unwrap();
+    }
+    lab
+}
+
+#[test]
+fn pods_on_hosts_without_a_way_to_each_other_talk_through_a_third_host() {
+    let lab = apart("t-relay", 3);
+    let (a, b) = (lab.host(0).pod(0).unwrap(), lab.host(1).pod(0).unwrap());
+    let start = Instant::now();
+    for family in FAMILIES {
+        reaches_within(&a, &b, family, 20 * SECOND);
+    }
+    println!("through a relay after {:?}", start.elapsed());
+    for family in FAMILIES {
+        b.tcp_send_to(&a, family, 4 << 20).unwrap();
+    }
+}
+
+/// A ping every 10 ms for as long as wanted.
+const DENSE: PingOptions =
+    PingOptions { count: u32::MAX, interval: Duration::from_millis(10), linger: SECOND, payload: 64 };
+
+/// How long nothing came back.
+fn gap(stats: &PingStats) -> Duration {
+    DENSE.interval * stats.longest_gap
+}
+
+/// The way that a host's tunnel to another one takes.
+fn way(host: &Host, peer: &str) -> String {
+    let status = host.status().unwrap();
+    let peers = status["peers"].as_array().cloned().unwrap_or_default();
+    let entry = peers.into_iter().find(|entry| entry["id"] == *peer).unwrap_or_default();
+    entry["path"]["relay"].as_str().unwrap_or("direct").to_owned()
+}
+
+#[test]
+fn when_the_direct_path_is_cut_a_relay_takes_over_and_afterwards_nothing_is_lost() {
+    let lab = mesh_tests::up(Options { nodes: 4, pods: 1, ..options("t-failover") });
+    let hosts = lab.hosts();
+    let ids: Vec<String> = hosts.iter().map(id).collect();
+    let (first, second) = (&hosts[0], &hosts[1]);
+    let (a, b) = (first.pod(0).unwrap(), second.pod(0).unwrap());
+    for family in FAMILIES {
+        let running = a.start_ping(b.address(family), DENSE).unwrap();
+        std::thread::sleep(3 * SECOND);
+        lab.cut(first, second).unwrap();
+        std::thread::sleep(6 * SECOND);
+        let stats = running.stop().unwrap();
+        println!("{family:?}: cut, {stats:?} without an answer", stats = gap(&stats));
+        assert!(gap(&stats) < 6 * SECOND, "{}", logs(&lab));
+        let relay = way(first, &ids[1]);
+        let number = ids.iter().position(|id| *id == relay).expect("a relay");
+
+        // The relay's daemon dies.
+        let running = a.start_ping(b.address(family), DENSE).unwrap();
+        std::thread::sleep(3 * SECOND);
+        hosts[number].kill9_daemon().unwrap();
+        std::thread::sleep(6 * SECOND);
+        let stats = running.stop().unwrap();
+        println!("{family:?}: relay killed, {:?} without an answer", gap(&stats));
+        assert!(gap(&stats) < 6 * SECOND, "{}", logs(&lab));
+        assert_ne!(way(first, &ids[1]), relay);
+        hosts[number].restart_daemon().unwrap();
+        hosts[number].wait_ready(20 * SECOND).unwrap();
+
+        let running = a.start_ping(b.address(family), DENSE).unwrap();
+        std::thread::sleep(2 * SECOND);
+        lab.heal_all().unwrap();
+        let start = Instant::now();
+        poll_until("the direct path is back", 30 * SECOND, || way(first, &ids[1]) == "direct").unwrap();
+        let took = start.elapsed();
+        std::thread::sleep(6 * SECOND);
+        let stats = running.stop().unwrap();
+        println!("{family:?}: healed, direct after {took:?}, {} of {} lost", stats.lost, stats.sent);
+        assert_eq!((stats.lost, way(first, &ids[1]).as_str()), (0, "direct"), "{}", logs(&lab));
+    }
+}
+
+#[test]
+fn a_host_that_lets_nothing_in_is_reached_by_a_way_that_it_opens_itself() {
+    let lab =
+        Lab::up(Options { nodes: 2, pods: 0, daemons: false, secret: Secret::Key, ..options("t-shut") })
+            .unwrap();
+    let (open, shut) = (lab.host(0), lab.host(1));
+    take_no_calls(&shut);
+    let key = ["--key-file", "/etc/meshd/key"];
+    open.spawn_daemon_with(key.map(str::to_owned).to_vec()).unwrap();
+    open.wait_ready(20 * SECOND).unwrap();
+    let join = open.underlay(Family::V4).to_string();
+    shut.spawn_daemon_with([&key[..], &["--join", &join]].concat().into_iter().map(str::to_owned).collect())
+        .unwrap();
+    shut.wait_ready(20 * SECOND).unwrap();
+    let (to, from) = (shut.add_pod("p1").unwrap(), open.add_pod("p1").unwrap());
+    let start = Instant::now();
+    for family in FAMILIES {
+        reaches_within(&from, &to, family, 20 * SECOND);
+    }
+    println!("a pod behind it is reached after {:?}", start.elapsed());
 }

@@ -18,6 +18,7 @@ pub mod leases;
 pub mod message;
 pub mod node;
 pub mod overlap;
+pub mod path;
 mod persistent;
 pub mod ranges;
 pub mod relay;

@@ -31,6 +31,8 @@
 //! to it, but that there is one; and to an end that knows half of the cluster id, as every token says it, the
 //! genesis document and the sponsor's own admissions.
 
+use std::net::IpAddr;
+
 use mesh_keys::join::JoinProof;
 use mesh_keys::password::{PasswordFinalization, PasswordRequest, PasswordResponse};
 use mesh_keys::secret::Secret32;
@@ -234,6 +236,11 @@ pub enum Message {
         /// A sentence for people.
         reason: String,
     },
+    /// Where this session seems to come from: behind a NAT the receiver does not know that itself.
+    Seen {
+        /// The address.
+        address: IpAddr,
+    },
 }
 
 /// Who speaks.
@@ -329,7 +336,7 @@ pub enum RefusalCode {
 
 impl Message {
     /// How many variants there are: their numbers on the wire are below it.
-    pub const VARIANTS: u32 = 33;
+    pub const VARIANTS: u32 = 34;
 
     /// Reads one frame. Bytes behind it are the fields of a newer version.
     ///
@@ -372,7 +379,7 @@ impl Message {
             Self::Push { .. } => "push",
             Self::Call { .. } | Self::Called { .. } | Self::HangUp { .. } => "call through a member",
             Self::Carry { .. } | Self::Taken { .. } => "carried bytes",
-            Self::YourRecord { .. } => "account of the receiver",
+            Self::YourRecord { .. } | Self::Seen { .. } => "account of the receiver",
             Self::GrantAsk => "request for addresses",
             Self::PskProbe { .. }
             | Self::PskAnswer { .. }

@@ -7,6 +7,7 @@ mod authority;
 mod client;
 mod ipam;
 mod leave;
+mod paths;
 mod status;
 mod token;
 
@@ -85,6 +86,8 @@ enum Verb {
 enum Part {
     /// The other members: sessions, tunnels, traffic
     Peers,
+    /// The ways that tunnels take: directly or through a relay, why, and what else there is
+    Paths,
     /// Who owns which addresses, what is free here, and what would free more
     Ipam,
 }
@@ -150,11 +153,13 @@ fn show_status(socket: &std::path::Path, part: Option<Part>, output: Format) -> 
         (Format::Json, Some(Part::Peers)) => serde_json::to_string_pretty(
             &serde_json::json!({ "schema_version": status.schema_version, "peers": status.peers }),
         )?,
+        (Format::Json, Some(Part::Paths)) => serde_json::to_string_pretty(&paths::json(&status))?,
         (Format::Json, Some(Part::Ipam)) => serde_json::to_string_pretty(
             &serde_json::json!({ "schema_version": status.schema_version, "ipam": status.ipam }),
         )?,
         (Format::Table, None) => status::overview(&status),
         (Format::Table, Some(Part::Peers)) => status::peers(&status),
+        (Format::Table, Some(Part::Paths)) => paths::table(&status),
         (Format::Table, Some(Part::Ipam)) => ipam::table(&status),
     };
     print(text.trim_end())?;

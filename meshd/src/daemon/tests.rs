@@ -17,7 +17,7 @@ async fn each_side_gets_its_turn_however_much_the_others_have() {
     for _ in 0..EACH {
         links_in.try_send(LinkEvent::DialFailed(target, String::new())).unwrap();
         inputs.try_send(Input::Seeds(Vec::new())).unwrap();
-        received.try_send(Input::Datagram { from: target, bytes: Vec::new() }).unwrap();
+        received.try_send(Input::Datagram { from: target, to: None, bytes: Vec::new() }).unwrap();
     }
     let (answer, _answered) = oneshot::channel::<Result<Response, ApiError>>();
     calls.try_send(Call { request: node::Request::Ready, answer }).unwrap();

@@ -88,7 +88,7 @@ const POLL: Duration = Duration::from_secs(1);
 const FULL: Duration = Duration::from_secs(30);
 
 /// How often the tunnels are asked about their peers.
-const TUNNELS: Duration = Duration::from_secs(2);
+const TUNNELS: Duration = Duration::from_secs(1);
 
 /// Reading what the host is like may take long where others keep many routes: pauses between two reads are this
 /// many times as long as the last one took.

@@ -250,7 +250,10 @@ impl End {
                 }
                 Output::Persist { ticket, .. } => Input::Persisted(ticket),
                 Output::Desired { revision, .. } => Input::Applied { revision, problems: Vec::new() },
-                Output::Datagram { .. } | Output::Reply(..) => continue,
+                Output::Datagram { .. }
+                | Output::LaneDatagram { .. }
+                | Output::Register { .. }
+                | Output::Reply(..) => continue,
                 Output::Refuse { reason } => panic!("{reason}"),
             };
             self.node.handle(answer, now);
@@ -369,6 +372,7 @@ impl Carried {
             | Input::PersistFailed(..)
             | Input::Applied { .. }
             | Input::Datagram { .. }
+            | Input::Registered { .. }
             | Input::Tunnels(_)
             | Input::Request(..)
             | Input::Tombstones(_)

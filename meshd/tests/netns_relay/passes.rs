@@ -95,7 +95,7 @@ fn gossip_on_the_same_port_is_the_nodes() {
     };
     let from = site.ends[0].ns.netns.run(send).unwrap().unwrap();
     std::thread::sleep(Duration::from_millis(100));
-    let Ok(Input::Datagram { from: seen, bytes }) = site.node.try_recv() else {
+    let Ok(Input::Datagram { from: seen, bytes, .. }) = site.node.try_recv() else {
         panic!("nothing for the node")
     };
     assert_eq!((seen, bytes.as_slice()), (from, &b"gossip"[..]));

@@ -87,6 +87,23 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         "help",
         &[wire::Part::Ask { number: 9, target: WORLD.founder.node_id() }, wire::Part::Nack { number: 1 }],
     );
+    add(
+        "path",
+        &[
+            wire::Part::Probe { number: 2, relay: Some(WORLD.founder.node_id()), alarm: true },
+            wire::Part::ProbeAnswer { number: 3, ready: true, seen: Some(([192, 0, 2, 1], 6783).into()) },
+            wire::Part::Pass { to: WORLD.founder.node_id(), datagram: vec![0x31; 40] },
+            wire::Part::Passed { datagram: vec![0x31; 40] },
+        ],
+    );
+    let key = mesh_keys::WgPublic::from_bytes([5; 32]);
+    add(
+        "lane",
+        &[
+            wire::Part::LaneHello { key, serial: 4 },
+            wire::Part::LaneSeen { key, serial: 4, address: ([192, 0, 2, 1], 6784).into(), known: true },
+        ],
+    );
     add("want", &[wire::Part::Want(names.clone())]);
     for name in names {
         if let Some(bytes) = view.item(&name) {

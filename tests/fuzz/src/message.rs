@@ -50,6 +50,7 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("carry", Message::Carry { link: 3, bytes: vec![5; 100] }),
         ("want", Message::Want { names: view.items().map(|(name, _)| name).collect() }),
         ("your-record", Message::YourRecord { generation: 3, start: u64::MAX }),
+        ("seen", Message::Seen { address: [192, 0, 2, 7].into() }),
         ("push", Message::Push { delta: view.to_delta() }),
         ("psk-offer", Message::PskOffer { keys, epoch: 1, check }),
         ("psk-commit", Message::PskCommit { epoch: u64::MAX, check }),

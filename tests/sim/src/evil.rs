@@ -344,7 +344,7 @@ impl World {
             self.send_frame(at, session, frame);
         }
         for (to, bytes) in datagrams {
-            self.send_datagram(at, to, bytes);
+            self.send_datagram(at, CONTROL_PORT, to, bytes);
         }
     }
 }

@@ -8,7 +8,7 @@ use mesh_core::gossip::liveness::{Bundle, Life, Statement};
 use mesh_core::gossip::wire::{Part, Writer};
 use mesh_core::view::View;
 use mesh_keys::frame::{KIND, MAX_DATAGRAM, Sealer};
-use mesh_keys::{NodeId, Signable, Signed};
+use mesh_keys::{NodeId, Signable, Signed, WgPublic};
 use serde::{Deserialize, Serialize};
 
 use crate::dice::Dice;
@@ -62,11 +62,21 @@ fn random_life(me: &Insider<'_>, subject: &NodeId, dice: &mut Dice) -> Life {
 fn lie(me: &Insider<'_>, others: &[NodeId], dice: &mut Dice) -> Option<Part> {
     let (victim, other) = (dice.pick(others)?, dice.pick(others)?);
     let number = u32::from_le_bytes(dice.bytes());
-    match dice.below(9) {
+    match dice.below(14) {
         0 => Some(Part::Ping { number }),
         1 => Some(Part::Ack { number }),
         2 => Some(Part::Ask { number, target: victim }),
         3 => Some(Part::Nack { number }),
+        9 => Some(Part::Probe { number, relay: Some(other), alarm: dice.chance(5_000) }),
+        10 => Some(Part::Pass { to: victim, datagram: dice.bytes::<64>().to_vec() }),
+        11 => Some(Part::Passed { datagram: dice.bytes::<64>().to_vec() }),
+        12 => Some(Part::LaneHello { key: WgPublic::from_bytes(dice.bytes()), serial: u64::from(number) }),
+        13 => Some(Part::LaneSeen {
+            key: WgPublic::from_bytes(dice.bytes()),
+            serial: (1 << 32) + u64::from(number % 8),
+            address: ([192, 0, 2, 1], 9).into(),
+            known: false,
+        }),
         // Its own vote, which is its right: the accused answers.
         4 => {
             let life = random_life(me, &victim, dice);

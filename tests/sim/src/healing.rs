@@ -153,7 +153,8 @@ impl World {
                 let nat = |host: usize| self.network.place(host).nat.is_some();
                 // Two behind NATs need somebody who carries their session.
                 let apart = nat(a.at) && nat(b.at) && hosts.iter().all(|host| nat(host.at));
-                if let (false, Err(why)) = (apart, self.tunnel(a.at, b.at)) {
+                let carries = self.tunnel(a.at, b.at).and_then(|()| self.carries(a.at, b.at));
+                if let (false, Err(why)) = (apart, carries) {
                     return Err(format!("no tunnel from host{} to host{}: {why}", a.at, b.at));
                 }
             }

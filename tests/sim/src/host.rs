@@ -7,6 +7,7 @@ use std::sync::Arc;
 use mesh_core::api::{AttachmentId, Membership};
 use mesh_core::host::HostState;
 use mesh_core::node::{Input, NetnsLook, Node, Remains, RequestId, StartMark};
+use mesh_core::relay::Relay;
 use mesh_core::state::{StateFile, Stored, UnusableState, Writes, write_of};
 use mesh_core::time::Time;
 use mesh_core::view::View;
@@ -110,6 +111,8 @@ pub struct Process {
     pub judged: usize,
     /// Members it knows to be removed: they must stay so.
     pub removed: BTreeSet<NodeId>,
+    /// What it relays.
+    pub relay: Relay,
     /// Connections that other hosts carry.
     pub(crate) carried: Connections,
     /// What it was last told of the wall clock, in seconds since 1970, and when.

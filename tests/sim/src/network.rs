@@ -85,8 +85,8 @@ pub struct Network {
     slow: BTreeMap<usize, Duration>,
     /// What splits and cuts there were, each with when it ended.
     past: Vec<(Time, Closed)>,
-    /// Host behind NAT, its destination → since when nothing passed.
-    mappings: BTreeMap<(usize, SocketAddr), (u16, Time)>,
+    /// Host behind NAT, its port and destination → its port outside, and since when nothing passed.
+    mappings: BTreeMap<(usize, u16, SocketAddr), (u16, Time)>,
     /// Counts the mappings: their ports.
     mapped: u64,
 }
@@ -190,42 +190,45 @@ impl Network {
         delay
     }
 
-    /// Sends a datagram: none, one or two arrive.
-    pub fn datagram(&mut self, from: usize, to: SocketAddr, now: Time) -> Vec<Flight> {
-        self.mappings.retain(|_, (_, used)| now.since(*used) < MAPPING_LIFE);
+    /// Where a datagram from a port of a host seems to come from; a NAT makes a mapping for it, if it has none.
+    pub fn source(&mut self, from: usize, port: u16, to: SocketAddr, now: Time) -> SocketAddr {
         let sender = self.place(from);
-        let source = match sender.nat {
-            None => SocketAddr::new(sender.own, CONTROL_PORT),
-            Some(nat) => {
-                let port = 20_000 + u16::try_from(self.mapped % 40_000).unwrap_or_default();
-                let mapped = &mut self.mapped;
-                let mapping = self.mappings.entry((from, to)).or_insert_with(|| {
-                    *mapped += 1;
-                    (port, now)
-                });
-                mapping.1 = now;
-                SocketAddr::new(nat, mapping.0)
-            }
-        };
-        let Some(host) = self.host_at(to.ip()) else { return Vec::new() };
-        let receiver = self.place(host);
-        let let_in = match receiver.nat {
-            None => to.port() == CONTROL_PORT,
-            // Only what answers a datagram of its own comes in.
-            Some(nat) => {
-                let open = self.mappings.iter_mut().find(|((inside, outside), (port, _))| {
-                    *inside == host && *outside == source && *port == to.port()
-                });
-                match open {
-                    Some((_, (_, used))) if nat == to.ip() => {
-                        *used = now;
-                        true
-                    }
-                    _ => false,
-                }
-            }
-        };
-        if !let_in || !self.passes(from, host) || self.loses() {
+        let Some(nat) = sender.nat else { return SocketAddr::new(sender.own, port) };
+        let outside = 20_000 + u16::try_from(self.mapped % 40_000).unwrap_or_default();
+        let mapped = &mut self.mapped;
+        let mapping = self.mappings.entry((from, port, to)).or_insert_with(|| {
+            *mapped += 1;
+            (outside, now)
+        });
+        mapping.1 = now;
+        SocketAddr::new(nat, mapping.0)
+    }
+
+    /// The host, and the port of it, that a datagram gets to, as far as addresses and NATs go.
+    pub fn destination(&mut self, source: SocketAddr, to: SocketAddr, now: Time) -> Option<(usize, u16)> {
+        let host = self.host_at(to.ip())?;
+        let Some(nat) = self.place(host).nat else { return Some((host, to.port())) };
+        // Only what answers a datagram of its own comes in.
+        let open = self.mappings.iter_mut().find(|((inside, _, outside), (port, _))| {
+            *inside == host && *outside == source && *port == to.port()
+        });
+        let ((_, port, _), (_, used)) = open.filter(|_| nat == to.ip())?;
+        *used = now;
+        Some((host, *port))
+    }
+
+    /// NATs forget what nothing passes through.
+    pub fn forget_mappings(&mut self, now: Time) {
+        self.mappings.retain(|_, (_, used)| now.since(*used) < MAPPING_LIFE);
+    }
+
+    /// Sends a datagram from a port of a host to the control port of another: none, one or two arrive.
+    pub fn datagram(&mut self, from: usize, port: u16, to: SocketAddr, now: Time) -> Vec<Flight> {
+        self.forget_mappings(now);
+        let source = self.source(from, port, to, now);
+        let arrives = self.destination(source, to, now).filter(|(_, port)| *port == CONTROL_PORT);
+        let Some((host, _)) = arrives else { return Vec::new() };
+        if !self.passes(from, host) || self.loses() {
             return Vec::new();
         }
         let copies = 1 + usize::from(self.dice.chance(self.settings.duplicates));
@@ -310,19 +313,23 @@ mod tests {
         let mut network = network(&[false, true, false]);
         let (outside, inside, other) = (network.place(0), network.place(1), network.place(2));
         let now = Time::ZERO;
-        assert_eq!(network.datagram(0, control(inside.seen()), now), []);
-        let out = network.datagram(1, control(outside.own), now);
+        assert_eq!(network.datagram(0, CONTROL_PORT, control(inside.seen()), now), []);
+        let out = network.datagram(1, CONTROL_PORT, control(outside.own), now);
         assert_eq!(out.len(), 1);
         let seen = out[0].from;
         assert_eq!(Some(seen.ip()), inside.nat);
-        assert_eq!(network.datagram(0, seen, now).len(), 1);
-        assert_eq!(network.datagram(2, seen, now), [], "from another source than the one it was opened to");
+        assert_eq!(network.datagram(0, CONTROL_PORT, seen, now).len(), 1);
+        assert_eq!(
+            network.datagram(2, CONTROL_PORT, seen, now),
+            [],
+            "from another source than the one it was opened to"
+        );
         network.reboot_nats();
-        assert_eq!(network.datagram(0, seen, now), []);
-        let again = network.datagram(1, control(outside.own), now)[0].from;
+        assert_eq!(network.datagram(0, CONTROL_PORT, seen, now), []);
+        let again = network.datagram(1, CONTROL_PORT, control(outside.own), now)[0].from;
         assert_ne!(again, seen, "another port after a reboot");
-        assert_eq!(network.datagram(0, again, now).len(), 1);
-        assert_eq!(network.datagram(0, again, now + MAPPING_LIFE), []);
+        assert_eq!(network.datagram(0, CONTROL_PORT, again, now).len(), 1);
+        assert_eq!(network.datagram(0, CONTROL_PORT, again, now + MAPPING_LIFE), []);
         assert!(!network.listens(1, inside.seen()) && network.listens(2, other.own));
     }
 
@@ -346,7 +353,7 @@ mod tests {
             network.add(false);
         });
         let to = control(network.place(1).own);
-        let counts = (0..10_000).map(|_| network.datagram(0, to, Time::ZERO).len());
+        let counts = (0..10_000).map(|_| network.datagram(0, CONTROL_PORT, to, Time::ZERO).len());
         let mut seen = [0usize; 3];
         counts.for_each(|count| seen[count] += 1);
         assert!((900..1_100).contains(&seen[0]), "{seen:?}");

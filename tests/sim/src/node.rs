@@ -12,10 +12,11 @@ use mesh_core::node::{
     CarriedId, CarriedOutput, Config, JoinSecret, LaneConfig, Output, RequestId, Response, Seed, SessionId,
     StartMark, Ticket,
 };
+use mesh_core::relay::Endpoint;
 use mesh_core::state::StateFile;
 use mesh_core::time::Time;
 use mesh_keys::join::JoinKey;
-use mesh_keys::{IdentityKey, JoinToken, Secret32, SessionSecrets, WgSecret};
+use mesh_keys::{IdentityKey, JoinToken, NodeId, Secret32, SessionSecrets, WgPublic, WgSecret};
 use sha2::{Digest as _, Sha256};
 
 use crate::network::CONTROL_PORT;
@@ -39,8 +40,10 @@ pub enum Act {
     Reply(RequestId, Result<Response, ApiError>),
     /// See [`Output::Refuse`].
     Refuse(String),
-    /// A datagram to the control port of others.
-    Datagram(SocketAddr, Vec<u8>),
+    /// A datagram to the control port of others, from that port.
+    Datagram(u16, SocketAddr, Vec<u8>),
+    /// See [`Output::Register`].
+    Register(NodeId, WgPublic, Endpoint, u64),
     /// Nothing that the simulator has to do.
     Nothing,
     /// See [`Output::Timeout`].
@@ -62,7 +65,9 @@ pub fn act(output: Output) -> Act {
         Output::Desired { revision, state } => Act::Desired(revision, state),
         Output::Reply(id, answer) => Act::Reply(id, answer),
         Output::Refuse { reason } => Act::Refuse(reason),
-        Output::Datagram { to, bytes } => Act::Datagram(to, bytes),
+        Output::Datagram { to, bytes } => Act::Datagram(CONTROL_PORT, to, bytes),
+        Output::LaneDatagram { port, to, bytes } => Act::Datagram(port, to, bytes),
+        Output::Register { node, key, endpoint, serial } => Act::Register(node, key, endpoint, serial),
         Output::Timeout(next) => Act::Wait(next),
     }
 }

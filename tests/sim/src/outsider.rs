@@ -100,6 +100,6 @@ impl World {
         }
         let after = self.network.delay(to, to);
         let epoch = self.hosts[to].epoch;
-        self.queue.put(after, to, epoch, Event::Tell(Box::new(Input::Datagram { from, bytes })));
+        self.queue.put(after, to, epoch, Event::Tell(Box::new(Input::Datagram { from, to: None, bytes })));
     }
 }

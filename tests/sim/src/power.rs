@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use mesh_core::host::{HostState, Route};
 use mesh_core::node::{HostFacts, Input, Node};
+use mesh_core::relay::{Limits, Relay};
 use mesh_core::state::Stored;
 use mesh_core::time::Time;
 use mesh_keys::AdminKey;
@@ -85,6 +86,7 @@ impl World {
             alarm: None,
             desired: None,
             confirmed: false,
+            relay: Relay::new(Limits::default(), Time::ZERO),
             carried: Connections::default(),
             judged: 0,
             removed: BTreeSet::new(),

@@ -12,6 +12,7 @@ use mesh_core::node::{Input, TunnelFacts};
 use mesh_core::time::Time;
 use mesh_keys::WgPublic;
 
+use crate::network::CONTROL_PORT;
 use crate::node::{LANE, LANE_PORT};
 use crate::queue::Event;
 use crate::world::World;
@@ -21,6 +22,16 @@ pub(crate) const LOOK_AT_TUNNELS: Duration = Duration::from_secs(1);
 
 /// What one host sends another in that time, in bytes.
 const SENT: u64 = 10_000;
+
+/// A session that is older is replaced, and one that is older still is of no use (WireGuard paper, section 6.1).
+const REKEY_AFTER: Duration = Duration::from_secs(120);
+const REJECT_AFTER: Duration = Duration::from_secs(180);
+
+/// Without an answer for so long WireGuard begins a new session: `KEEPALIVE_TIMEOUT` and `REKEY_TIMEOUT`.
+const NO_ANSWER: Duration = Duration::from_secs(15);
+
+/// A process that relays: the host, and which of its processes.
+type RelayProcess = (usize, u64);
 
 /// What a tunnel has carried; the engine counts it, whether the daemon runs or not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,6 +44,24 @@ pub struct Traffic {
     pub received: u64,
     /// Bytes sent.
     pub sent: u64,
+    /// Where the handshake went through: no other relay knows what the session's packets mean.
+    relay: Option<RelayProcess>,
+    /// Since when something was sent and nothing came.
+    unanswered: Option<Time>,
+    /// When something came last.
+    arrived: Option<Time>,
+}
+
+/// A way for the packets of a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Passage {
+    /// The host that they get to.
+    pub(crate) to: usize,
+    /// Where they seem to come from there.
+    seen: SocketAddr,
+    relay: Option<RelayProcess>,
+    /// Whether answers come back.
+    back: bool,
 }
 
 impl World {
@@ -45,16 +74,13 @@ impl World {
     pub(crate) fn look_at_tunnels(&mut self, at: usize) {
         let epoch = self.hosts[at].epoch;
         self.queue.put(LOOK_AT_TUNNELS, at, epoch, Event::Tunnels);
-        self.forget_traffic(at);
+        self.take_up_peers(at);
         let kernel = self.hosts[at].kernel.clone();
         let Some(lane) = kernel.lanes.get(LANE) else { return };
         let routed =
             |net| matches!(kernel.routes.get(net), Some(Route::Device { device, .. }) if device == LANE);
         for (key, peer) in &lane.peers {
             let traffic = self.hosts[at].traffic.entry(*key).or_default();
-            if peer.force_endpoint || traffic.endpoint.is_none() {
-                traffic.endpoint = peer.endpoint;
-            }
             if peer.allowed_ips.iter().any(routed) {
                 traffic.sent += SENT;
                 let endpoint = traffic.endpoint;
@@ -78,48 +104,92 @@ impl World {
         self.tell(at, Input::Tunnels(facts));
     }
 
-    /// What was counted for peers that are none any more is gone.
-    fn forget_traffic(&mut self, at: usize) {
+    /// The kernel of a host has new peers, other endpoints, or lacks some: what was counted for those is gone.
+    pub(crate) fn take_up_peers(&mut self, at: usize) {
         let host = &mut self.hosts[at];
-        let peers = host.kernel.lanes.get(LANE).map(|lane| &lane.peers);
-        host.traffic.retain(|key, _| peers.is_some_and(|peers| peers.contains_key(key)));
-    }
-
-    /// The host that a packet for the peer with `key` gets to.
-    pub(crate) fn lane_end(
-        &self,
-        from: usize,
-        key: &WgPublic,
-        endpoint: Option<SocketAddr>,
-    ) -> Option<usize> {
-        let to = self.network.host_at(endpoint?.ip())?;
-        let there = &self.hosts[to];
-        let ours = self.hosts[from].disk.lane_key;
-        // Into a NAT only as an answer.
-        let answers = || {
-            let back = self.hosts[to].traffic.get(&ours).and_then(|traffic| traffic.endpoint);
-            back.is_some_and(|back| self.network.host_at(back.ip()) == Some(from))
-        };
-        let reaches = self.network.listens(to, endpoint?.ip())
-            || (self.network.place(to).nat == endpoint.map(|endpoint| endpoint.ip()) && answers());
-        let one_open = self.network.place(from).nat.is_none() || self.network.place(to).nat.is_none();
-        let is_peer = there.powered && there.disk.lane_key == *key;
-        (is_peer && reaches && one_open && self.network.passes(from, to)).then_some(to)
-    }
-
-    fn carry(&mut self, from: usize, key: &WgPublic, endpoint: Option<SocketAddr>) {
-        let Some(to) = self.lane_end(from, key, endpoint) else { return };
-        let ours = self.hosts[from].disk.lane_key;
-        let (Some(here), Some(there)) = (self.peer(from, key), self.peer(to, &ours)) else { return };
-        // Both ways are needed to agree on a key, and the same pre-shared key.
-        let agree = here.psk == there.psk && self.network.open(from, to);
-        let now = self.queue.now;
-        let seen = SocketAddr::new(self.network.place(from).seen(), LANE_PORT);
-        if agree {
-            self.hosts[from].traffic.entry(*key).or_default().handshake = Some(now);
-            let back = self.hosts[to].traffic.entry(ours).or_default();
-            (back.handshake, back.endpoint) = (Some(now), Some(seen));
-            back.received += SENT;
+        let Some(lane) = host.kernel.lanes.get(LANE) else { return host.traffic.clear() };
+        host.traffic.retain(|key, _| lane.peers.contains_key(key));
+        for (key, peer) in &lane.peers {
+            let traffic = host.traffic.entry(*key).or_default();
+            if peer.force_endpoint || traffic.endpoint.is_none() {
+                traffic.endpoint = peer.endpoint;
+            }
         }
+    }
+
+    /// The way that a packet for the peer with `key` takes, if it arrives.
+    pub(crate) fn passage(&mut self, from: usize, key: &WgPublic, endpoint: SocketAddr) -> Option<Passage> {
+        let now = self.queue.now;
+        let source = self.network.source(from, LANE_PORT, endpoint, now);
+        let (host, port) = self.network.destination(source, endpoint, now)?;
+        if !self.network.passes(from, host) || !self.hosts[host].powered {
+            return None;
+        }
+        if port == LANE_PORT {
+            let back = self.network.passes(host, from);
+            let is_peer = self.hosts[host].disk.lane_key == *key;
+            return is_peer.then_some(Passage { to: host, seen: source, relay: None, back });
+        }
+        let (epoch, process) = (self.hosts[host].epoch, self.hosts[host].process.as_ref()?);
+        let clock = crate::node::clock(now, process.started);
+        process.relay.source(&source).filter(|_| port == CONTROL_PORT)?;
+        let next = process.relay.endpoint_of(key, clock)?.remote;
+        let relay = SocketAddr::new(self.network.place(host).own, CONTROL_PORT);
+        let (to, port) = self.network.destination(relay, next, now)?;
+        let is_peer = port == LANE_PORT && self.hosts[to].powered && self.hosts[to].disk.lane_key == *key;
+        let back = self.network.passes(to, host) && self.network.passes(host, from);
+        (is_peer && self.network.passes(host, to)).then_some(Passage {
+            to,
+            seen: relay,
+            relay: Some((host, epoch)),
+            back,
+        })
+    }
+
+    /// Sends something to a peer, and counts it where it arrives.
+    fn carry(&mut self, from: usize, key: &WgPublic, endpoint: Option<SocketAddr>) {
+        let now = self.queue.now;
+        self.hosts[from].traffic.entry(*key).or_default().unanswered.get_or_insert(now);
+        let Some(passage) = endpoint.and_then(|endpoint| self.passage(from, key, endpoint)) else { return };
+        let (to, ours) = (passage.to, self.hosts[from].disk.lane_key);
+        let (Some(here), Some(there)) = (self.peer(from, key), self.peer(to, &ours)) else { return };
+        let same_key = here.psk == there.psk;
+        let traffic = self.hosts[from].traffic.entry(*key).or_default();
+        let age = traffic.handshake.map(|at| now.since(at));
+        let silent = traffic.unanswered.is_some_and(|at| now.since(at) >= NO_ANSWER);
+        if passage.back && same_key && (silent || age.is_none_or(|age| age >= REKEY_AFTER)) {
+            // Both ways are needed to agree on a key, and the same pre-shared key.
+            (traffic.handshake, traffic.relay, traffic.unanswered) = (Some(now), passage.relay, None);
+            let other = self.hosts[to].traffic.entry(ours).or_default();
+            (other.handshake, other.relay) = (Some(now), passage.relay);
+        }
+        let other_session = self.hosts[to].traffic.get(&ours).and_then(|other| other.handshake);
+        let (session, relay) = (self.hosts[from].traffic.get(key), passage.relay);
+        let Some(session) = session.copied() else { return };
+        let is_good = session.handshake.is_some_and(|at| now.since(at) < REJECT_AFTER)
+            && session.handshake == other_session
+            && (relay.is_none() || session.relay == relay);
+        if is_good {
+            let other = self.hosts[to].traffic.entry(ours).or_default();
+            other.endpoint = Some(passage.seen);
+            other.received += SENT;
+            (other.unanswered, other.arrived) = (None, Some(now));
+        }
+    }
+
+    /// Whether what one host sent to another one lately has arrived: pods talk without pause.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub(crate) fn carries(&self, from: usize, to: usize) -> Result<(), &'static str> {
+        if !self.settings.tunnels {
+            return Ok(());
+        }
+        let now = self.queue.now;
+        let traffic = self.hosts[to].traffic.get(&self.hosts[from].disk.lane_key);
+        let Some(arrived) = traffic.and_then(|traffic| traffic.arrived) else {
+            return Err("nothing arrives");
+        };
+        if now.since(arrived) < LOOK_AT_TUNNELS * 3 { Ok(()) } else { Err("nothing arrives any more") }
     }
 }

@@ -223,7 +223,8 @@ impl World {
                 }
             }
             Event::Tell(input) => {
-                if let (Input::Datagram { from, bytes }, Some(adversary)) = (&*input, self.evil.get_mut(&at))
+                if let (Input::Datagram { from, bytes, .. }, Some(adversary)) =
+                    (&*input, self.evil.get_mut(&at))
                 {
                     adversary.overhear(*from, bytes);
                 }
@@ -370,7 +371,15 @@ impl World {
                     self.say(format!("host{at} ends by itself: {reason}"));
                     return self.kill(at);
                 }
-                Act::Datagram(to, bytes) => self.send_datagram(at, to, bytes),
+                Act::Datagram(port, to, bytes) => self.send_datagram(at, port, to, bytes),
+                Act::Register(node, key, endpoint, serial) => {
+                    let (address, clock) = (endpoint.remote, node::clock(now, process.started));
+                    let known = process.relay.serves(&key, clock);
+                    if process.relay.register(key, endpoint, serial, clock).is_ok() {
+                        let done = Input::Registered { node, key, address, serial, known };
+                        process.inbox.push_front(done);
+                    }
+                }
                 Act::Nothing => {}
             }
         }
@@ -387,15 +396,15 @@ impl World {
         }
     }
 
-    /// Sends a datagram from the control port of a host.
-    pub(crate) fn send_datagram(&mut self, at: usize, to: std::net::SocketAddr, bytes: Vec<u8>) {
+    /// Sends a datagram from a port of a host.
+    pub(crate) fn send_datagram(&mut self, at: usize, port: u16, to: std::net::SocketAddr, bytes: Vec<u8>) {
         self.sent += bytes.len() as u64;
-        for flight in self.network.datagram(at, to, self.queue.now) {
+        for flight in self.network.datagram(at, port, to, self.queue.now) {
             let epoch = self.hosts.get(flight.to).map_or(0, |host| host.epoch);
             if let Some(outsider) = &mut self.outsider {
                 outsider.overhear(flight.from, flight.to, &bytes);
             }
-            let input = Input::Datagram { from: flight.from, bytes: bytes.clone() };
+            let input = Input::Datagram { from: flight.from, to: None, bytes: bytes.clone() };
             self.queue.put(flight.after, flight.to, epoch, Event::Tell(Box::new(input)));
         }
     }
@@ -444,6 +453,7 @@ impl World {
         };
         let (before, after) = (own(&host.kernel), own(&state));
         host.kernel = state;
+        self.take_up_peers(at);
         for address in before.iter().filter(|address| !after.contains(address)) {
             self.model.ends(at, *address);
         }

@@ -240,6 +240,37 @@ pub struct PeerStatus {
     pub gossip: GossipStatus,
     /// The tunnel to it.
     pub tunnel: TunnelStatus,
+    /// The way that the tunnel takes; absent while nothing is sent and nothing speaks against the direct one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathStatus>,
+}
+
+/// The way that a tunnel takes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathStatus {
+    /// Id of the member that relays it; absent: it goes directly.
+    pub relay: Option<String>,
+    /// Why it is this one.
+    pub why: String,
+    /// Seconds since it is.
+    pub since_seconds: u64,
+    /// Whether this node chooses it, and not the other end.
+    pub chosen_here: bool,
+    /// The ways that are known, the direct one first.
+    pub ways: Vec<WayStatus>,
+}
+
+/// A way that a tunnel might take.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WayStatus {
+    /// Id of the member that would relay it; absent: the direct one.
+    pub relay: Option<String>,
+    /// Smoothed time from a probe to its answer, once one was answered.
+    pub rtt_microseconds: Option<u32>,
+    /// Seconds since a probe was answered.
+    pub answered_seconds: Option<u64>,
+    /// Whether the tunnel could take it now.
+    pub usable: bool,
 }
 
 /// What gossip knows of a member. It is a hint: nothing is taken from a member that is thought to be unreachable.

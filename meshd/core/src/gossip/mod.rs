@@ -437,6 +437,13 @@ impl Gossip {
             Part::Ack { number } => self.take_ack(from, number, now),
             Part::Ask { number, target } => self.take_ask(from, number, target, now),
             Part::Nack { number } => self.probes.take_nack(from, number),
+            // The node's own.
+            Part::Probe { .. }
+            | Part::ProbeAnswer { .. }
+            | Part::Pass { .. }
+            | Part::Passed { .. }
+            | Part::LaneHello { .. }
+            | Part::LaneSeen { .. } => {}
             Part::Sums(sums) => reply.sums.extend(sums),
             // What would not be answered is not looked up.
             Part::List { .. } | Part::Want(_) if self.budget == 0 => {}

@@ -218,8 +218,8 @@ impl Gossip {
         wait * (1 + self.probes.score)
     }
 
-    /// Sends a ping and returns its number.
-    pub(super) fn ping_once(&mut self, target: NodeId) -> u32 {
+    /// Sends a ping to a member and returns its number.
+    pub fn ping_once(&mut self, target: NodeId) -> u32 {
         // Nobody can know it but who gets the ping.
         let number = self.rng.next_u32();
         self.ping_as(target, number);

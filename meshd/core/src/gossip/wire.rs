@@ -8,7 +8,9 @@
 //!
 //! Parts of unknown kinds are skipped: they are a newer version's.
 
-use mesh_keys::NodeId;
+use std::net::SocketAddr;
+
+use mesh_keys::{NodeId, WgPublic};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -62,6 +64,54 @@ pub enum Part {
         /// Its content.
         content: Content,
     },
+    /// Is there a way to the receiver, the one that this comes by?
+    Probe {
+        /// To be put into the answer.
+        number: u32,
+        /// The relay that the tunnel between the two is to take: the word of the one that leads.
+        relay: Option<NodeId>,
+        /// The sender has trouble with the tunnel.
+        alarm: bool,
+    },
+    /// There is, and back.
+    ProbeAnswer {
+        /// Of the probe.
+        number: u32,
+        /// Through a relay: whether the sender's lane is registered there.
+        ready: bool,
+        /// Directly: where the probe came from.
+        seen: Option<SocketAddr>,
+    },
+    /// To be handed on to a member, in [`Part::Passed`].
+    Pass {
+        /// To whom.
+        to: NodeId,
+        /// A datagram that is sealed for it.
+        datagram: Vec<u8>,
+    },
+    /// A datagram from a member, which the sender of this one hands on.
+    Passed {
+        /// It is sealed for the receiver.
+        datagram: Vec<u8>,
+    },
+    /// The lane with this key is where this datagram comes from: the receiver shall relay for it.
+    LaneHello {
+        /// Public key of the lane.
+        key: WgPublic,
+        /// Grows with each one.
+        serial: u64,
+    },
+    /// The sender relays for the lane.
+    LaneSeen {
+        /// Public key of the lane.
+        key: WgPublic,
+        /// Of the [`Part::LaneHello`].
+        serial: u64,
+        /// Where that came from.
+        address: SocketAddr,
+        /// Whether it did so before already, and knows the sessions of the lane.
+        known: bool,
+    },
     /// An item, as its kind has it.
     Item {
         /// What it is.
@@ -69,6 +119,29 @@ pub enum Part {
         /// The item.
         bytes: Vec<u8>,
     },
+}
+
+impl Part {
+    /// Whether it is about paths, and none of gossip's.
+    pub fn is_of_paths(&self) -> bool {
+        match self {
+            Self::Probe { .. }
+            | Self::ProbeAnswer { .. }
+            | Self::Pass { .. }
+            | Self::Passed { .. }
+            | Self::LaneHello { .. }
+            | Self::LaneSeen { .. } => true,
+            Self::Ping { .. }
+            | Self::Ack { .. }
+            | Self::Ask { .. }
+            | Self::Nack { .. }
+            | Self::Sums(_)
+            | Self::List { .. }
+            | Self::Want(_)
+            | Self::Have { .. }
+            | Self::Item { .. } => false,
+        }
+    }
 }
 
 const PING: u8 = 1;
@@ -79,6 +152,12 @@ const SUMS: u8 = 5;
 const LIST: u8 = 6;
 const WANT: u8 = 7;
 const HAVE: u8 = 8;
+const PROBE: u8 = 9;
+const PROBE_ANSWER: u8 = 10;
+const PASS: u8 = 11;
+const PASSED: u8 = 12;
+const LANE_HELLO: u8 = 13;
+const LANE_SEEN: u8 = 14;
 /// And the kind of the item: none of the others may come here.
 const ITEM: u8 = 0x40;
 
@@ -119,6 +198,14 @@ impl Writer {
             Part::List { range, names } => self.write(LIST, &(range, names)),
             Part::Want(names) => self.write(WANT, names),
             Part::Have { name, content } => self.write(HAVE, &(name, content)),
+            Part::Probe { number, relay, alarm } => self.write(PROBE, &(number, relay, alarm)),
+            Part::ProbeAnswer { number, ready, seen } => self.write(PROBE_ANSWER, &(number, ready, seen)),
+            Part::Pass { to, datagram } => self.write(PASS, &(to, datagram)),
+            Part::Passed { datagram } => self.write(PASSED, datagram),
+            Part::LaneHello { key, serial } => self.write(LANE_HELLO, &(key, serial)),
+            Part::LaneSeen { key, serial, address, known } => {
+                self.write(LANE_SEEN, &(key, serial, address, known))
+            }
             Part::Item { kind, bytes } => self.push_item(*kind, bytes),
         }
     }
@@ -194,6 +281,19 @@ fn part(kind: u8, body: &[u8]) -> Option<Result<Part, Malformed>> {
         LIST => fields(kind, body).map(|(range, names)| Part::List { range, names }),
         WANT => fields(kind, body).map(Part::Want),
         HAVE => fields(kind, body).map(|(name, content)| Part::Have { name, content }),
+        PROBE => fields(kind, body).map(|(number, relay, alarm)| Part::Probe { number, relay, alarm }),
+        PROBE_ANSWER => {
+            fields(kind, body).map(|(number, ready, seen)| Part::ProbeAnswer { number, ready, seen })
+        }
+        PASS => fields(kind, body).map(|(to, datagram)| Part::Pass { to, datagram }),
+        PASSED => fields(kind, body).map(|datagram| Part::Passed { datagram }),
+        LANE_HELLO => fields(kind, body).map(|(key, serial)| Part::LaneHello { key, serial }),
+        LANE_SEEN => fields(kind, body).map(|(key, serial, address, known)| Part::LaneSeen {
+            key,
+            serial,
+            address,
+            known,
+        }),
         ITEM..0x80 => Ok(Part::Item { kind: Kind(kind & !ITEM), bytes: body.to_vec() }),
         _ => return None,
     };
@@ -225,7 +325,18 @@ mod tests {
             Part::List { range: Range::ALL, names: vec![(name, Content([1; 8]))] },
             Part::Want(vec![name, name]),
             Part::Have { name, content: Content([2; 8]) },
-            Part::Item { kind: Kind(0x3f), bytes: vec![5; 400] },
+            Part::Probe { number: 6, relay: Some(node), alarm: true },
+            Part::ProbeAnswer { number: 7, ready: true, seen: Some(([192, 0, 2, 1], 6783).into()) },
+            Part::Pass { to: node, datagram: vec![6; 60] },
+            Part::Passed { datagram: vec![7; 60] },
+            Part::LaneHello { key: WgPublic::from_bytes([8; 32]), serial: u64::MAX },
+            Part::LaneSeen {
+                key: WgPublic::from_bytes([8; 32]),
+                serial: 9,
+                address: "[2001:db8::1]:51820".parse().unwrap(),
+                known: true,
+            },
+            Part::Item { kind: Kind(0x3f), bytes: vec![5; 300] },
         ]
     }
 

@@ -321,6 +321,7 @@ impl Node {
             self.in_kernel = self.desired.clone();
         }
         self.problems = problems;
+        self.paths_applied();
         self.pairs_applied();
         self.activations_applied();
     }

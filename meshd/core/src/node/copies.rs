@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use mesh_keys::NodeId;
 
+use super::sessions::Way;
 use super::writing::Pending;
 use super::{Node, SessionId};
 use crate::gossip::Gossip;
@@ -269,6 +270,9 @@ impl Node {
         // A bare word could be a lie: what speaks against the member is its own signature.
         self.send(session, &Message::Push { delta });
         self.send(session, &Message::YourRecord { generation, start });
+        if let Some(Way::Accepted(remote)) = self.sessions.get(&session).map(|entry| entry.way) {
+            self.send(session, &Message::Seen { address: remote.ip() });
+        }
     }
 
     /// A member has started anew, it says: whoever was that member until now hears of it at once, where it was heard last. It

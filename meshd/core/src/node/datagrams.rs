@@ -8,13 +8,15 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use mesh_keys::frame::{GroupKey, GroupKeyId, Header, MAX_KEYS, OpenError, Opener, Sealer, ShortId};
+use mesh_keys::frame::{GroupKey, GroupKeyId, Header, MAX_KEYS, OpenError, Opened, Opener, Sealer, ShortId};
 use mesh_keys::sorted_map::SortedMap;
 use mesh_keys::{Identity, IdentityKey, NodeId, PairSecret};
 use rand_chacha::ChaCha20Rng;
 
+use super::paths::Origin;
 use super::{Node, Output};
-use crate::gossip::{Event, wire};
+use crate::gossip::Event;
+use crate::gossip::wire::{self, Part};
 use crate::message::Message;
 use crate::state::{StateFile, StoredGroup};
 use crate::time::Time;
@@ -47,7 +49,7 @@ pub(super) struct Datagrams {
     opener: Opener,
     secrets: Secrets,
     contacts: SortedMap<NodeId, Contact>,
-    unproved: Unproved,
+    unproved: PerSecond<UNPROVED_OF_ONE, UNPROVED_OF_ALL>,
     /// When nodes that were removed were last told so.
     told_removed: Option<Time>,
 }
@@ -118,25 +120,25 @@ impl Contact {
     }
 }
 
-/// Datagrams that were answered without proof that they are new, in the second since `since`.
+/// What is done for others in the second since `since`: so often for one of them, and for all.
 #[derive(Debug, Default)]
-struct Unproved {
+pub(super) struct PerSecond<const OF_ONE: u32, const OF_ALL: u32> {
     since: Time,
     of_all: u32,
     of: BTreeMap<NodeId, u32>,
 }
 
-impl Unproved {
-    /// Whether one of `sender` may be answered.
-    fn take(&mut self, sender: NodeId, now: Time) -> bool {
+impl<const OF_ONE: u32, const OF_ALL: u32> PerSecond<OF_ONE, OF_ALL> {
+    /// Whether it may be done for `node` once more.
+    pub(super) fn take(&mut self, node: NodeId, now: Time) -> bool {
         if now.since(self.since) >= Duration::from_secs(1) {
             *self = Self { since: now, ..Self::default() };
         }
-        let of_one = self.of.get(&sender).copied().unwrap_or(0);
-        let may = of_one < UNPROVED_OF_ONE && self.of_all < UNPROVED_OF_ALL;
+        let of_one = self.of.get(&node).copied().unwrap_or(0);
+        let may = of_one < OF_ONE && self.of_all < OF_ALL;
         if may {
             self.of_all += 1;
-            self.of.insert(sender, of_one + 1);
+            self.of.insert(node, of_one + 1);
         }
         may
     }
@@ -151,7 +153,7 @@ impl Datagrams {
             opener: Opener::without_keys(me, MAX_SENDERS),
             secrets: Secrets::default(),
             contacts: SortedMap::new(),
-            unproved: Unproved::default(),
+            unproved: PerSecond::default(),
             told_removed: None,
         };
         datagrams.add(stored.keys, me, rng);
@@ -194,6 +196,11 @@ impl Datagrams {
         self.contacts.get(node)?.address()
     }
 
+    /// When a datagram has come from a member itself last.
+    pub(super) fn heard(&self, node: &NodeId) -> Option<Time> {
+        self.contacts.get(node).filter(|contact| contact.port > 0).map(|contact| contact.heard)
+    }
+
     /// Whether datagrams have come from a member a moment ago, and so get there.
     pub(super) fn is_fresh(&self, node: &NodeId, now: Time) -> bool {
         self.contacts.get(node).is_some_and(|contact| contact.is_fresh(now))
@@ -232,8 +239,44 @@ impl Node {
         Message::GroupKeys { keys: self.datagrams.stored().into() }
     }
 
-    pub(super) fn on_datagram(&mut self, from: SocketAddr, bytes: &[u8]) {
-        let Some(gossip) = &self.gossip else { return };
+    pub(super) fn on_datagram(&mut self, from: SocketAddr, to: Option<IpAddr>, bytes: &[u8]) {
+        let Some((opened, proved)) = self.open(from, bytes) else { return };
+        let sender = opened.sender;
+        if self.gossip.as_ref().is_none_or(|gossip| !gossip.is_member(&sender)) {
+            return self.tell_removed(sender, from);
+        }
+        let parts: Vec<Part> = wire::read(&opened.payload).flatten().filter(Part::is_of_paths).collect();
+        // That one comes from the port of a lane.
+        let is_hello = parts.iter().any(|part| matches!(part, Part::LaneHello { .. }));
+        if proved && !is_hello {
+            self.heard_from(sender, from);
+        }
+        self.gossip_received(sender, &opened.payload, proved);
+        self.send_gossip(Some((sender, from)), if proved { usize::MAX } else { 1 });
+        for part in parts {
+            self.on_path_part(sender, Origin::Address(from, to), part, proved);
+        }
+    }
+
+    /// A relay hands on what a member has sealed for this node.
+    pub(super) fn on_passed(&mut self, relay: NodeId, bytes: &[u8]) {
+        let from = self.datagrams.address(&relay);
+        let Some((opened, proved)) = from.and_then(|from| self.open(from, bytes)) else { return };
+        let sender = opened.sender;
+        if sender == relay || self.gossip.as_ref().is_none_or(|gossip| !gossip.is_member(&sender)) {
+            return;
+        }
+        for part in wire::read(&opened.payload).flatten() {
+            // Nothing is handed on twice.
+            if matches!(part, Part::Probe { .. } | Part::ProbeAnswer { .. }) {
+                self.on_path_part(sender, Origin::Relay(relay), part, proved);
+            }
+        }
+    }
+
+    /// Opens a datagram; and whether it was sent now. One that may be old is for the caller only if it may be answered.
+    fn open(&mut self, from: SocketAddr, bytes: &[u8]) -> Option<(Opened, bool)> {
+        let gossip = self.gossip.as_ref()?;
         let members = self.view.as_ref().map(crate::view::View::admissions);
         let known = |short: &ShortId| {
             gossip.member_with(short).or_else(|| members.and_then(|members| members.removed_with(short)))
@@ -243,37 +286,43 @@ impl Node {
         let opened = match self.datagrams.opener.open(bytes, known, pair) {
             Ok(opened) => opened,
             Err(OpenError::UnknownKey { .. }) if !self.datagrams.has_keys() => {
-                return self.on_unknown_key(bytes);
+                self.on_unknown_key(bytes);
+                return None;
             }
-            Err(error) => return tracing::debug!(%from, %error, "datagram dropped"),
+            Err(error) => {
+                tracing::debug!(%from, %error, "datagram dropped");
+                return None;
+            }
         };
         let sender = opened.sender;
         if !gossip.is_member(&sender) {
-            return self.tell_removed(sender, from);
+            return Some((opened, false));
         }
-        let proved = !opened.first_contact
-            || wire::read(&opened.payload).flatten().any(|part| gossip.proves(&sender, &part));
-        let now = self.now;
+        let proves = |part: &Part| gossip.proves(&sender, part) || self.paths.proves(&sender, part);
+        let proved = !opened.first_contact || wire::read(&opened.payload).flatten().any(|part| proves(&part));
         if proved {
             self.datagrams.opener.accept(&opened);
-            let contact = self.datagrams.contacts.entry_or_default(sender);
-            // A member with several addresses may use one and the other; one is enough.
-            let address = contact.address();
-            if address != Some(from) {
-                if address.is_none() || now.since(contact.heard) >= STALE {
-                    tracing::debug!(peer = %sender.short(), %from, "datagrams come from here");
-                    contact.set_address(from);
-                    contact.heard = now;
-                    self.stale = true;
-                }
-            } else {
-                contact.heard = now;
-            }
-        } else if !self.datagrams.unproved.take(sender, now) {
-            return;
+        } else if !self.datagrams.unproved.take(sender, self.now) {
+            return None;
         }
-        self.gossip_received(sender, &opened.payload, proved);
-        self.send_gossip(Some((sender, from)), if proved { usize::MAX } else { 1 });
+        Some((opened, proved))
+    }
+
+    /// A member speaks now, from this address.
+    fn heard_from(&mut self, sender: NodeId, from: SocketAddr) {
+        let now = self.now;
+        let contact = self.datagrams.contacts.entry_or_default(sender);
+        // A member with several addresses may use one and the other; one is enough.
+        let address = contact.address();
+        if address == Some(from) {
+            contact.heard = now;
+        } else if address.is_none() || now.since(contact.heard) >= STALE {
+            tracing::debug!(peer = %sender.short(), %from, "datagrams come from here");
+            contact.set_address(from);
+            contact.heard = now;
+            self.stale = true;
+            self.path_reached(&sender);
+        }
     }
 
     /// This node has no key of the group, and a member has one. Anybody can make it believe so, but only as long as it
@@ -356,12 +405,19 @@ impl Node {
     }
 
     pub(super) fn seal_to(&mut self, node: NodeId, to: SocketAddr, payload: &[u8]) {
-        let key = self.view.as_ref().and_then(|view| view.admissions().known_key(&node));
-        let (Some(sealer), Some(key)) = (&mut self.datagrams.sealer, key) else { return };
-        let Some(secret) = self.datagrams.secrets.with(&self.identity, node, &key) else { return };
-        match sealer.seal(&node, &secret, payload) {
-            Ok(bytes) => self.emit(Output::Datagram { to, bytes }),
-            Err(error) => tracing::error!(%error, "a gossip payload cannot be sent"),
+        if let Some(bytes) = self.sealed(&node, payload) {
+            self.emit(Output::Datagram { to, bytes });
         }
+    }
+
+    /// A payload as a datagram for a member.
+    pub(super) fn sealed(&mut self, node: &NodeId, payload: &[u8]) -> Option<Vec<u8>> {
+        let key = self.view.as_ref()?.admissions().known_key(node)?;
+        let sealer = self.datagrams.sealer.as_mut()?;
+        let secret = self.datagrams.secrets.with(&self.identity, *node, &key)?;
+        sealer
+            .seal(node, &secret, payload)
+            .inspect_err(|error| tracing::error!(%error, "a gossip payload cannot be sent"))
+            .ok()
     }
 }

@@ -64,7 +64,9 @@ impl Node {
         let members = self.gossip.as_ref().map_or(0, crate::gossip::Gossip::members);
         let pause = COMPUTING * u32::try_from(members).unwrap_or(u32::MAX);
         self.next_desired = if pause < MIN_TICK { self.now } else { self.now + pause };
-        let desired = self.desired_state(view, host);
+        let owners = self.owners_of_tunnel_keys();
+        let desired = self.desired_state(view, host, &owners);
+        self.owners = owners;
         // Whoever was promised another revision gets it.
         if self.revision > 0 && *self.desired == desired && !self.promised {
             self.stale = false;
@@ -97,14 +99,14 @@ impl Node {
             || not_durable
             || self.revision == 0
             || self.kept_out().is_some()
-            || *self.desired == self.desired_state(view, host)
+            || *self.desired == self.desired_state(view, host, &self.owners_of_tunnel_keys())
     }
 
     pub(super) fn desired_deadline(&self) -> Option<Time> {
         (self.stale && self.next_desired > self.now).then_some(self.next_desired)
     }
 
-    fn desired_state(&self, view: &View, host: &HostFacts) -> HostState {
+    fn desired_state(&self, view: &View, host: &HostFacts, owners: &BTreeMap<WgPublic, NodeId>) -> HostState {
         let (ipv4, ipv6) = (view.genesis().ipv4_range(), view.genesis().ipv6_range());
         let mut state = HostState {
             guard: Some(Guard {
@@ -129,7 +131,7 @@ impl Node {
         if !self.is_established() {
             return state;
         }
-        self.add_lanes(view, &own, &mut state);
+        self.add_lanes(view, owners, &own, &mut state);
         if !own.is_empty() {
             state.bridge = Some(Bridge {
                 name: BRIDGE.to_owned(),
@@ -171,8 +173,13 @@ impl Node {
         sysctls
     }
 
-    fn add_lanes(&self, view: &View, own: &BTreeSet<IpAddr>, state: &mut HostState) {
-        let owners = self.owners_of_tunnel_keys();
+    fn add_lanes(
+        &self,
+        view: &View,
+        owners: &BTreeMap<WgPublic, NodeId>,
+        own: &BTreeSet<IpAddr>,
+        state: &mut HostState,
+    ) {
         let sessions = self.session_addresses();
         // A prefix that several members have belongs to none of them: whoever made it so gets nothing by it.
         let contested = view.contested_prefixes();
@@ -201,9 +208,12 @@ impl Node {
                     endpoint,
                     force_endpoint,
                     allowed_ips: ranges.clone(),
-                    keepalive: 0,
+                    keepalive: self.keepalive(id),
                 };
-                lane.peers.insert(theirs.key, peer);
+                // Its routes stay: what comes in this moment is lost, and not answered with "unreachable".
+                if !self.paths.is_left_out(id) {
+                    lane.peers.insert(theirs.key, peer);
+                }
                 if confirmed {
                     for range in ranges {
                         let source = own.iter().copied().find(|own| own.is_ipv4() == range.addr().is_ipv4());
@@ -242,6 +252,9 @@ impl Node {
         lane: &LaneInfo,
         session: Option<IpAddr>,
     ) -> (Option<SocketAddr>, bool) {
+        if let Some(relay) = self.paths.relay_to(id).and_then(|relay| self.datagrams.address(&relay)) {
+            return (Some(relay), self.paths.is_forced(id));
+        }
         let gossip = self.datagrams.address(id).map(|address| address.ip());
         let heard = session.or(gossip);
         let called = self.dialer.last_good(id).map(|address| address.ip());
@@ -249,7 +262,8 @@ impl Node {
         let endpoint = address.map(|ip| SocketAddr::new(ip, lane.port));
         let facts = self.tunnels.get(&lane.key).copied().unwrap_or_default();
         let stale = facts.handshake_age.is_some_and(|age| age > HANDSHAKE_STALE);
-        (endpoint, stale && heard.is_some() && facts.endpoint != endpoint)
+        let forced = self.paths.is_forced(id) || (stale && heard.is_some());
+        (endpoint, forced && facts.endpoint != endpoint)
     }
 
     fn add_pods(&self, prefix: Ipv6Net, host: &HostFacts, state: &mut HostState) {

@@ -10,6 +10,7 @@ use mesh_keys::{Identity, NodeId, Signed, WgPublic};
 use rand_core::RngCore as _;
 
 use super::desired::HANDSHAKE_STALE;
+use super::sessions::{Session, Way};
 use super::writing::MAX_LATER;
 use super::{Node, SessionId, TunnelFacts};
 use crate::gossip::catalogue::{Kind, Name};
@@ -315,6 +316,12 @@ impl Node {
                 }
             }
             Message::YourRecord { generation, start } => self.on_your_record(generation, start),
+            Message::Seen { address } => {
+                let dialled = |entry: &Session| matches!(entry.way, Way::Dialled(_));
+                if self.sessions.get(&session).is_some_and(dialled) {
+                    self.seen_at(address);
+                }
+            }
             Message::GrantAsk => self.on_grant_ask(peer),
             Message::PskProbe { keys, epoch, check } => self.on_psk_probe(session, peer, keys, epoch, check),
             Message::PskAnswer { epoch, check } => self.on_psk_answer(session, peer, epoch, check),
@@ -445,6 +452,7 @@ impl Node {
         self.stale |= fails(&before) != fails(&self.tunnels);
         let (Some(view), Some(gossip)) = (&self.view, &mut self.gossip) else { return };
         let mut broken = Vec::new();
+        let mut seen = Vec::new();
         let received = |tunnels: &BTreeMap<WgPublic, TunnelFacts>, lane: &LaneInfo| {
             tunnels.get(&lane.key).map(|facts| facts.rx_bytes)
         };
@@ -454,6 +462,11 @@ impl Node {
                 received(&before, lane).is_some_and(|before| received(&self.tunnels, lane) > Some(before))
             }) {
                 gossip.heard(id, self.now);
+            }
+            if let Some((key, facts)) =
+                record.lanes.first().and_then(|lane| self.tunnels.get_key_value(&lane.key))
+            {
+                seen.push((*id, before.get(key).copied(), *facts));
             }
             let fails = |lane: &LaneInfo| {
                 let (before, now) = (before.get(&lane.key), self.tunnels.get(&lane.key));
@@ -465,6 +478,9 @@ impl Node {
             if record.lanes.iter().any(fails) {
                 broken.push(*id);
             }
+        }
+        for (id, before, facts) in seen {
+            self.observe_path(id, before.as_ref(), &facts);
         }
         for id in broken {
             self.pair_fails(id);

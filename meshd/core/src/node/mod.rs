@@ -21,8 +21,10 @@ mod ipam;
 mod join;
 mod leave;
 mod overlap;
+mod paths;
 mod policy;
 mod psk;
+mod registrations;
 mod removal;
 mod sessions;
 mod status;
@@ -55,6 +57,7 @@ use crate::api::{
 use crate::host::HostState;
 use crate::leases::Leases;
 use crate::overlap::HostPrefix;
+use crate::relay::Endpoint;
 use crate::state::{StateFile, Stored, StoredNode, Writes};
 use crate::time::Time;
 use crate::view::{Delta, View};
@@ -288,8 +291,23 @@ pub enum Input {
     Datagram {
         /// Where from.
         from: SocketAddr,
+        /// To which address of this host, if that is known.
+        to: Option<IpAddr>,
         /// All of it.
         bytes: Vec<u8>,
+    },
+    /// A lane is registered at the relay: see [`Output::Register`].
+    Registered {
+        /// Whose it is.
+        node: NodeId,
+        /// Its public key.
+        key: WgPublic,
+        /// Where it is.
+        address: SocketAddr,
+        /// Of the registration.
+        serial: u64,
+        /// Whether it was registered before already.
+        known: bool,
     },
     /// What WireGuard tells, of all peers.
     Tunnels(BTreeMap<WgPublic, TunnelFacts>),
@@ -419,6 +437,28 @@ pub enum Output {
         /// All of it.
         bytes: Vec<u8>,
     },
+    /// Send a datagram with the port of a lane as its source. Nothing depends on whether it arrives.
+    LaneDatagram {
+        /// The lane's port.
+        port: u16,
+        /// Where to.
+        to: SocketAddr,
+        /// All of it.
+        bytes: Vec<u8>,
+    },
+    /// Relay for a lane, and report [`Input::Registered`] if that is possible: see
+    /// [`Relay::register`](crate::relay::Relay::register). With each [`Output::Desired`] those lanes are no longer served
+    /// that the node does not [know](Node::knows_lane).
+    Register {
+        /// Whose it is.
+        node: NodeId,
+        /// Its public key.
+        key: WgPublic,
+        /// Where it is.
+        endpoint: Endpoint,
+        /// Orders the registrations of the lane.
+        serial: u64,
+    },
     /// Replace files, durably, each as a whole; then report [`Input::Persisted`] or [`Input::PersistFailed`].
     Persist {
         /// Its name.
@@ -479,6 +519,10 @@ pub struct Node {
     join: join::Join,
     tries: tries::Watch,
     pairs: psk::Pairs,
+    paths: paths::Paths,
+    registrations: registrations::Registrations,
+    /// Whose each tunnel key is.
+    owners: BTreeMap<WgPublic, NodeId>,
     tunnels: BTreeMap<WgPublic, TunnelFacts>,
     /// What all members know and who is alive, while this node is a member.
     gossip: Option<crate::gossip::Gossip>,
@@ -574,6 +618,9 @@ impl Node {
             join: join::Join::default(),
             tries: tries::Watch::default(),
             pairs: psk::Pairs::restore(stored.keys),
+            paths: paths::Paths::default(),
+            registrations: registrations::Registrations::default(),
+            owners: BTreeMap::new(),
             tunnels: BTreeMap::new(),
             gossip: None,
             early: gossip::Early::default(),
@@ -622,7 +669,10 @@ impl Node {
         self.stale |= self.changes_desired(&input);
         match input {
             Input::Tick => {}
-            Input::Datagram { from, bytes } => self.on_datagram(from, &bytes),
+            Input::Datagram { from, to, bytes } => self.on_datagram(from, to, &bytes),
+            Input::Registered { node, key, address, serial, known } => {
+                self.on_registered(node, key, serial, address, known);
+            }
             Input::WallClock { unix_seconds } => self.wall_clock = Some((unix_seconds, self.now)),
             Input::Host(facts) => self.on_host(facts),
             Input::Seeds(seeds) => {
@@ -692,6 +742,7 @@ impl Node {
         match input {
             Input::Tick
             | Input::Datagram { .. }
+            | Input::Registered { .. }
             | Input::WallClock { .. }
             | Input::Seeds(_)
             | Input::SessionFrame { .. }
@@ -711,6 +762,11 @@ impl Node {
             Input::Request(_, Request::Remove(_) | Request::Declare(_)) | Input::Host(_) => true,
             Input::Request(..) => false,
         }
+    }
+
+    /// Whether the lane with this key is a member's, as far as this node has had proof.
+    pub fn knows_lane(&self, key: &WgPublic) -> bool {
+        self.owners.contains_key(key)
     }
 
     /// How often this node has taken a member for unreachable.
@@ -734,6 +790,8 @@ impl Node {
         self.advance_addresses();
         self.advance_leave();
         self.advance_pairs();
+        self.advance_paths();
+        self.advance_registrations();
         self.recompute_desired();
         self.flush();
         self.next = self.next_deadline();
@@ -747,6 +805,8 @@ impl Node {
             self.dial_deadline(),
             self.gossip_deadline(),
             self.pair_deadline(),
+            self.path_deadline(),
+            self.registrations.deadline(),
             self.addresses_deadline(),
             self.leave_deadline(),
             self.flush_deadline(),

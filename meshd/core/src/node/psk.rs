@@ -148,7 +148,7 @@ impl Node {
         Some((ours, theirs))
     }
 
-    fn leads(&self, peer: &NodeId) -> bool {
+    pub(super) fn leads(&self, peer: &NodeId) -> bool {
         self.id < *peer
     }
 

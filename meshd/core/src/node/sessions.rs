@@ -74,6 +74,14 @@ impl Way {
         }
     }
 
+    /// The member that carries it.
+    pub(super) fn carrier(self) -> Option<NodeId> {
+        match self {
+            Self::Dialled(_) | Self::Accepted(_) => None,
+            Self::Through { carrier, .. } => Some(carrier),
+        }
+    }
+
     /// The address of the other end.
     pub(super) fn address(self) -> Option<SocketAddr> {
         match self {
@@ -202,6 +210,9 @@ impl Node {
         let peer_id = peer.node_id();
         if let Some(target) = way.target() {
             self.dialer.on_opened(target, peer_id);
+        }
+        if way.is_direct() {
+            self.path_reached(&peer_id);
         }
         let entry = Session {
             peer,

@@ -7,11 +7,12 @@ use super::Node;
 use super::desired::ranges_of;
 use super::sessions::Way;
 use crate::api::{
-    AddressStatus, ClusterStatus, GossipStatus, LaneStatus, Membership, NodeStatus, PeerStatus,
-    SCHEMA_VERSION, SessionStatus, Status, TunnelStatus,
+    AddressStatus, ClusterStatus, GossipStatus, LaneStatus, Membership, NodeStatus, PathStatus, PeerStatus,
+    SCHEMA_VERSION, SessionStatus, Status, TunnelStatus, WayStatus,
 };
 use crate::host::Route;
 use crate::leases::ipv6_for;
+use crate::path::Leg;
 
 impl Node {
     /// The whole status.
@@ -108,6 +109,26 @@ impl Node {
         }
     }
 
+    fn path_status(&self, peer: &NodeId) -> Option<PathStatus> {
+        let path = self.paths.get(peer)?;
+        let way = |relay: Option<&NodeId>, leg: &Leg, usable: bool| WayStatus {
+            relay: relay.map(ToString::to_string),
+            rtt_microseconds: leg.rtt().map(|rtt| u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX)),
+            answered_seconds: leg.last_answer().map(|at| self.now.since(at).as_secs()),
+            usable,
+        };
+        let direct = way(None, path.direct(), path.direct().works(self.now));
+        let relays = path.relays().map(|(relay, leg)| way(Some(relay), leg, leg.is_ready(self.now)));
+        let (why, since) = path.reason();
+        Some(PathStatus {
+            relay: path.way().relay().map(|relay| relay.to_string()),
+            why: why.text().to_owned(),
+            since_seconds: self.now.since(since).as_secs(),
+            chosen_here: path.leads(),
+            ways: std::iter::once(direct).chain(relays).collect(),
+        })
+    }
+
     /// Whether the kernel sends packets for `range` into a tunnel.
     fn leads_to_lane(&self, range: &IpNet) -> bool {
         matches!(
@@ -160,6 +181,7 @@ impl Node {
                         rx_bytes: facts.rx_bytes,
                         tx_bytes: facts.tx_bytes,
                     },
+                    path: self.path_status(id),
                 }
             })
             .collect()

@@ -321,6 +321,19 @@ impl Relay {
         (self.lanes.len(), self.routes.len())
     }
 
+    /// Whether the lane with `key` is registered.
+    #[must_use]
+    pub fn serves(&self, key: &WgPublic, now: Time) -> bool {
+        self.endpoint_of(key, now).is_some()
+    }
+
+    /// Where the lane with `key` is, if it is registered.
+    #[must_use]
+    pub fn endpoint_of(&self, key: &WgPublic, now: Time) -> Option<Endpoint> {
+        let lane = self.lanes.get(self.by_key.get(key)?)?;
+        (lane.until > now).then_some(lane.endpoint)
+    }
+
     /// The lane that is registered at `address`.
     #[must_use]
     pub fn source(&self, address: &SocketAddr) -> Option<LaneId> {

@@ -267,6 +267,7 @@ fn status() -> Status {
             rx_bytes: 5_000_000_000,
             tx_bytes: 6_000_000_000,
         },
+        path: None,
     };
     Status {
         schema_version: 1,

@@ -7,7 +7,7 @@ use mesh_core::gossip::liveness::{Bundle, Entry as LifeEntry, Life, Statement};
 use mesh_core::gossip::wire::{Part, Writer, read};
 use mesh_core::time::Time;
 use mesh_core::view::Delta;
-use mesh_keys::{Signable, Signed};
+use mesh_keys::{Signable, Signed, WgPublic};
 
 use crate::golden_set::{Entry, assert_complete, variants};
 use crate::say;
@@ -23,6 +23,12 @@ variants!(part_name, PARTS: Part {
     Part::Want(_) => "want",
     Part::Have { .. } => "have",
     Part::Item { .. } => "item",
+    Part::Probe { .. } => "path-probe",
+    Part::ProbeAnswer { .. } => "path-probe-answer",
+    Part::Pass { .. } => "pass",
+    Part::Passed { .. } => "passed",
+    Part::LaneHello { .. } => "lane-hello",
+    Part::LaneSeen { .. } => "lane-seen",
 });
 
 fn payload(parts: &[Part]) -> Vec<u8> {
@@ -41,7 +47,7 @@ fn of_parts(name: &str, what: &str, parts: &[Part]) -> Entry {
 pub(crate) fn parts() -> Vec<Entry> {
     let name = |byte, kind| Name { id: *node(byte).as_bytes(), kind };
     let range = Range::try_from((3, vec![0xab, 0xc0])).unwrap();
-    let parts = [
+    let of_gossip = [
         ("is the receiver there?", Part::Ping { number: 70_000 }),
         ("it is", Part::Ack { number: 70_001 }),
         ("ping somebody for me", Part::Ask { number: 70_002, target: node(2) }),
@@ -64,12 +70,36 @@ pub(crate) fn parts() -> Vec<Entry> {
         ("an item that is too long", Part::Have { name: name(2, Kind::REMOVAL), content: Content([10; 8]) }),
         ("an item", Part::Item { kind: Kind::ADMISSION, bytes: vec![11, 12, 13] }),
     ];
+    let key = WgPublic::from_bytes([14; 32]);
+    let of_paths = [
+        (
+            "is there a way to the receiver?",
+            Part::Probe { number: 70_004, relay: Some(node(3)), alarm: true },
+        ),
+        (
+            "there is",
+            Part::ProbeAnswer { number: 70_005, ready: true, seen: Some("192.0.2.7:6783".parse().unwrap()) },
+        ),
+        ("to be handed on", Part::Pass { to: node(2), datagram: vec![15; 50] }),
+        ("handed on", Part::Passed { datagram: vec![16; 50] }),
+        ("where a lane is", Part::LaneHello { key, serial: 0x0123_4567_89ab_cdef }),
+        (
+            "a lane is served",
+            Part::LaneSeen {
+                key,
+                serial: 300,
+                address: "[2001:db8::7]:51820".parse().unwrap(),
+                known: false,
+            },
+        ),
+    ];
+    let parts: Vec<(&str, Part)> = of_gossip.iter().chain(&of_paths).cloned().collect();
     assert_complete(PARTS, parts.iter().map(|(_, part)| part_name(part)));
     let mut entries: Vec<Entry> = parts
         .iter()
         .map(|(what, part)| of_parts(part_name(part), what, std::slice::from_ref(part)))
         .collect();
-    let together = parts.map(|(_, part)| part);
+    let together = of_gossip.map(|(_, part)| part);
     entries.push(of_parts("all", "a payload of several parts", &together));
     entries
 }

@@ -27,6 +27,7 @@ variants!(name, NAMES: Message {
     Message::Want { .. } => "want",
     Message::Push { .. } => "push",
     Message::YourRecord { .. } => "your-record",
+    Message::Seen { .. } => "seen",
     Message::GrantAsk => "grant-ask",
     Message::PskProbe { .. } => "psk-probe",
     Message::PskAnswer { .. } => "psk-answer",
@@ -136,6 +137,7 @@ pub(crate) fn messages() -> Vec<(String, &'static str, Message)> {
     add("asks for items", Message::Want { names });
     add("items of all kinds", Message::Push { delta: view.clone() });
     add("what is known of the receiver", Message::YourRecord { generation: 300, start: u64::MAX });
+    add("where the session comes from", Message::Seen { address: [192, 0, 2, 7].into() });
     add("asks for addresses", Message::GrantAsk);
     let check = PskCheck::from_bytes([0x18; 16]);
     add("it is the same key", Message::PskAnswer { epoch: 499, check: Some(check) });

@@ -165,6 +165,8 @@ fn handle(
             | Output::Close { .. }
             | Output::Desired { .. }
             | Output::Carried { .. }
+            | Output::LaneDatagram { .. }
+            | Output::Register { .. }
             | Output::Reply(..) => {}
         }
     }
@@ -229,7 +231,7 @@ fn the_one_node() {
             arrivals.extend(others.answer(to, &bytes));
         }
         if let Some((from, bytes)) = arrivals.pop() {
-            (sent, next) = handle(&mut node, Input::Datagram { from, bytes }, now, &mut busy);
+            (sent, next) = handle(&mut node, Input::Datagram { from, to: None, bytes }, now, &mut busy);
             continue;
         }
         now = next.max(now).min(next_ping);

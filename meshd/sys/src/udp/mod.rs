@@ -4,11 +4,13 @@
 //! [`Sockets`] is a pair of one IPv4 and one IPv6 socket on the same port, [`SocketGroup`] several of them. [`SendBatch`] and [`ReceiveBatch`] are
 //! memory that is filled and used again; nothing is allocated per datagram.
 
+mod borrowed;
 mod control;
 mod receive;
 mod send;
 mod socket;
 
+pub use borrowed::send_from;
 pub use receive::{Piece, ReceiveBatch};
 pub use send::{Destination, SendBatch, SendReport};
 pub use socket::{SocketGroup, Sockets, Source, UdpSocket};

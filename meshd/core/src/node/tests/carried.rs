@@ -10,7 +10,7 @@ fn id(sim: &Sim, host: usize) -> NodeId {
 }
 
 /// Hosts of which the first two have no way to each other, from the start.
-fn apart(seed: u64, hosts: usize) -> Sim {
+pub(super) fn apart(seed: u64, hosts: usize) -> Sim {
     let mut sim = Sim::new(seed);
     let seeds: Vec<usize> = (0..hosts).rev().collect();
     for _ in 0..hosts {

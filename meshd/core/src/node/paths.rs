@@ -1,0 +1,489 @@
+//! Paths to members: probes, what they say, and what the kernel gets of it.
+//!
+//! [`Path`] decides for one member; here are those of all. A probe through a relay is a datagram that is sealed for the
+//! member, in one that is sealed for the relay, which hands it on: it proves itself as any other does, and the relay can
+//! neither read nor forge it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use mesh_keys::NodeId;
+use rand_core::RngCore as _;
+
+use super::datagrams::PerSecond;
+use super::{MIN_TICK, Node, TunnelFacts};
+use crate::gossip::wire::{Part, Writer};
+use crate::path::{Act, Path, Way};
+use crate::time::Time;
+
+/// Paths that are looked at: each costs a few datagrams a second while its tunnel is in use.
+const MAX_PATHS: usize = 2048;
+
+/// Answers to these show that a member speaks now.
+const GREETINGS: usize = 128;
+
+/// Datagrams a second that are handed on: of one member, and of all.
+const PASSED_OF_ONE: u32 = 200;
+const PASSED_OF_ALL: u32 = 4000;
+
+/// The order of candidates is worked out anew after this time.
+const CANDIDATES: Duration = Duration::from_secs(1);
+
+/// Addresses that a probe of the direct way is sent to, while none is known to work.
+const ADDRESSES: usize = 4;
+
+/// Seconds between keepalives where something on the way forgets: NATs keep a mapping for 30 s at the least, mostly.
+pub(super) const KEEPALIVE: u16 = 25;
+
+/// Where a datagram has come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// From the member itself, from that address; to that one of this host, if known.
+    Address(SocketAddr, Option<IpAddr>),
+    /// A member has handed it on.
+    Relay(NodeId),
+}
+
+/// What the kernel is to do once, so that a tunnel takes another way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// The peer is left out, so that it is made anew.
+    Without,
+    /// The endpoint replaces one that WireGuard has learned.
+    Forced,
+}
+
+/// The paths to all members that are looked at.
+#[derive(Debug, Default)]
+pub(super) struct Paths {
+    all: BTreeMap<NodeId, Path>,
+    /// When each has to be looked at.
+    due: Deadlines,
+    /// With the revision of the kernel's state that has it.
+    steps: BTreeMap<NodeId, (Step, u64)>,
+    greetings: VecDeque<(u32, NodeId)>,
+    passed: PerSecond<PASSED_OF_ONE, PASSED_OF_ALL>,
+    candidates: Option<(Time, Vec<NodeId>)>,
+    /// Others see this host at an address that it does not have.
+    behind_nat: bool,
+}
+
+impl Paths {
+    pub(super) fn get(&self, peer: &NodeId) -> Option<&Path> {
+        self.all.get(peer)
+    }
+
+    /// Whether an answer with this number shows that the member speaks now.
+    pub(super) fn proves(&self, from: &NodeId, part: &Part) -> bool {
+        let Part::ProbeAnswer { number, .. } = part else { return false };
+        self.greetings.contains(&(*number, *from))
+            || self.all.get(from).is_some_and(|path| path.awaits(*number))
+    }
+
+    /// Whether the peer is left out of the kernel's state for a moment.
+    pub(super) fn is_left_out(&self, peer: &NodeId) -> bool {
+        matches!(self.steps.get(peer), Some((Step::Without, _)))
+    }
+
+    /// Whether the endpoint replaces one that WireGuard has learned.
+    pub(super) fn is_forced(&self, peer: &NodeId) -> bool {
+        matches!(self.steps.get(peer), Some((Step::Forced, _)))
+    }
+
+    /// The relay that the tunnel to a member takes.
+    pub(super) fn relay_to(&self, peer: &NodeId) -> Option<NodeId> {
+        self.all.get(peer)?.way().relay()
+    }
+
+    /// The relays that a path takes or might take.
+    pub(super) fn relays(&self) -> impl Iterator<Item = (NodeId, bool)> {
+        let of = |path: &Path| -> Vec<(NodeId, bool)> {
+            let in_use = path.way().relay();
+            path.relays().map(|(relay, _)| (*relay, in_use == Some(*relay))).collect()
+        };
+        self.all.values().flat_map(of)
+    }
+
+    /// Forgets the members that `keep` does not say.
+    pub(super) fn retain(&mut self, keep: impl Fn(&NodeId) -> bool) {
+        let gone: Vec<NodeId> = self.all.keys().filter(|id| !keep(id)).copied().collect();
+        for id in gone {
+            self.all.remove(&id);
+            self.due.set(id, None);
+        }
+        self.steps.retain(|id, _| keep(id));
+    }
+}
+
+/// When something is due for each of several members.
+#[derive(Debug, Default)]
+struct Deadlines {
+    of: BTreeMap<NodeId, Time>,
+    order: BTreeSet<(Time, NodeId)>,
+}
+
+impl Deadlines {
+    fn set(&mut self, node: NodeId, at: Option<Time>) {
+        let before = match at {
+            Some(at) => self.of.insert(node, at),
+            None => self.of.remove(&node),
+        };
+        if let Some(before) = before {
+            self.order.remove(&(before, node));
+        }
+        self.order.extend(at.map(|at| (at, node)));
+    }
+
+    fn first(&self) -> Option<(Time, NodeId)> {
+        self.order.first().copied()
+    }
+}
+
+impl Node {
+    /// Whether the member has answered this node itself since its start, by a datagram or in a session.
+    fn was_reached(&self, peer: &NodeId) -> bool {
+        self.datagrams.address(peer).is_some()
+            || self.direct_session_with(peer).is_some()
+            || self.dialer.last_good(peer).is_some()
+    }
+
+    /// A session with a member, or a datagram from it, shows that it can be reached.
+    pub(super) fn path_reached(&mut self, peer: &NodeId) {
+        if let Some(path) = self.paths.all.get_mut(peer) {
+            path.reached();
+        }
+    }
+
+    /// What a member sees as the address of this host.
+    pub(super) fn seen_at(&mut self, address: IpAddr) {
+        let Some(host) = self.host.as_ref().filter(|host| !host.addresses.is_empty()) else { return };
+        if !self.paths.behind_nat && !host.addresses.contains(&address.to_canonical()) {
+            tracing::info!(%address, "behind a NAT: others see this host at an address that it does not have");
+            self.paths.behind_nat = true;
+            self.stale = true;
+        }
+    }
+
+    /// The host has other addresses.
+    pub(super) fn paths_host_changed(&mut self) {
+        self.paths.behind_nat = false;
+    }
+
+    /// Seconds between keepalives to a member; 0: none.
+    pub(super) fn keepalive(&self, peer: &NodeId) -> u16 {
+        let relayed = self.paths.relay_to(peer).is_some();
+        let kept = self.paths.get(peer).is_some_and(Path::is_kept);
+        let wanted = if relayed { self.leads(peer) } else { self.paths.behind_nat || kept };
+        if wanted { KEEPALIVE } else { 0 }
+    }
+
+    /// What the tunnel to a member has carried. To be told for each one that there is a tunnel to.
+    pub(super) fn observe_path(&mut self, peer: NodeId, before: Option<&TunnelFacts>, facts: &TunnelFacts) {
+        let now = self.now;
+        if let Some(path) = self.paths.all.get_mut(&peer) {
+            path.observe(facts, now);
+            let next = path.next(now);
+            return self.paths.due.set(peer, Some(next));
+        }
+        let bytes = |facts: &TunnelFacts| (facts.rx_bytes, facts.tx_bytes);
+        let moved = match before {
+            Some(before) => bytes(before) != bytes(facts),
+            // What it was before this start, or before the last look, is of interest only if it came to nothing.
+            None => facts.tx_bytes > 0 && facts.handshake_age.is_none(),
+        };
+        // Whoever ran here before may have chosen a relay, or the other end has.
+        let relay = facts.endpoint.and_then(|endpoint| self.relay_at(&endpoint, &peer));
+        let unreached = self.leads(&peer) && !self.was_reached(&peer) && !self.config.lanes.is_empty();
+        if !moved && relay.is_none() && !unreached {
+            return;
+        }
+        let Some(path) = self.path(peer) else { return };
+        path.observe(before.unwrap_or(&TunnelFacts::default()), now);
+        path.observe(facts, now);
+        if let Some(relay) = relay {
+            path.found(Way::Relay(relay), now);
+            self.stale = true;
+            self.want_registration(relay, true);
+        }
+    }
+
+    /// The path to a member, which is looked at from now on; none when there are too many.
+    fn path(&mut self, peer: NodeId) -> Option<&mut Path> {
+        let (leads, unreached) = (self.leads(&peer), !self.was_reached(&peer));
+        let heard = self.datagrams.heard(&peer);
+        if self.paths.all.len() >= MAX_PATHS && !self.paths.all.contains_key(&peer) {
+            return None;
+        }
+        let now = self.now;
+        self.paths.due.set(peer, Some(now));
+        Some(self.paths.all.entry(peer).or_insert_with(|| Path::new(leads, heard, unreached, now)))
+    }
+
+    /// The member other than `peer` whose control port this is.
+    fn relay_at(&self, endpoint: &SocketAddr, peer: &NodeId) -> Option<NodeId> {
+        let view = self.view.as_ref()?;
+        let of_lanes = |lane: &crate::view::LaneInfo| lane.port == endpoint.port();
+        if view.record(peer).is_none_or(|record| record.lanes.iter().any(of_lanes)) {
+            return None;
+        }
+        let is_at = |id: &NodeId, record: &crate::view::NodeRecord| {
+            self.datagrams.address(id) == Some(*endpoint)
+                || (record.control_port == endpoint.port() && record.endpoints.contains(&endpoint.ip()))
+        };
+        let mut records = view.records().filter(|(id, _)| *id != peer && **id != self.id);
+        records.find(|(id, record)| is_at(id, record)).map(|(id, _)| *id)
+    }
+
+    pub(super) fn advance_paths(&mut self) {
+        let now = self.now;
+        if self.is_out() || self.gossip.is_none() {
+            return;
+        }
+        while let Some((_, peer)) = self.paths.due.first().filter(|(due, _)| *due <= now) {
+            let wants = self.paths.get(&peer).is_some_and(|path| path.wants_candidates(now));
+            let candidates = wants.then(|| self.relay_candidates(&peer));
+            let path = self.paths.all.get_mut(&peer).filter(|path| !path.is_idle(now));
+            let Some(path) = path else {
+                self.stale |= self.paths.all.remove(&peer).is_some_and(|path| path.is_kept());
+                self.paths.due.set(peer, None);
+                continue;
+            };
+            let alarm = path.searches(now);
+            let acts = path.advance(candidates.as_deref(), &mut self.rng, now);
+            // What is due at once again waits for the next moment.
+            let next = path.next(now).max(now + MIN_TICK);
+            self.paths.due.set(peer, Some(next));
+            for act in acts {
+                match act {
+                    Act::Probe { way, number } => self.send_probe(peer, way, number, alarm),
+                    Act::Moved { anew } => self.path_moved(peer, anew),
+                }
+            }
+        }
+    }
+
+    pub(super) fn path_deadline(&self) -> Option<Time> {
+        self.paths.due.first().map(|(due, _)| due)
+    }
+
+    /// The tunnel to a member takes another way from now on.
+    fn path_moved(&mut self, peer: NodeId, anew: bool) {
+        let Some(path) = self.paths.all.get(&peer) else { return };
+        let (way, (why, _)) = (path.way(), path.reason());
+        match way {
+            Way::Direct => tracing::info!(peer = %peer.short(), why = why.text(), "direct path"),
+            Way::Relay(relay) => {
+                tracing::info!(peer = %peer.short(), relay = %relay.short(), why = why.text(), "path through a relay");
+                self.want_registration(relay, true);
+            }
+        }
+        self.take_step(peer, if anew { Step::Without } else { Step::Forced });
+    }
+
+    fn take_step(&mut self, peer: NodeId, step: Step) {
+        self.paths.steps.insert(peer, (step, u64::MAX));
+        self.stale = true;
+        let revision = self.wanted_revision();
+        if let Some((_, wanted)) = self.paths.steps.get_mut(&peer) {
+            *wanted = revision;
+        }
+        self.paths_applied();
+    }
+
+    /// The kernel has a revision: what was to be done once is done.
+    pub(super) fn paths_applied(&mut self) {
+        let before = self.paths.steps.len();
+        let applied = self.applied;
+        self.paths.steps.retain(|_, (_, revision)| *revision > applied);
+        self.stale |= self.paths.steps.len() != before;
+    }
+
+    /// Members that might relay, those that are tried first in front.
+    fn relay_candidates(&mut self, peer: &NodeId) -> Vec<NodeId> {
+        let now = self.now;
+        let fresh = self.paths.candidates.take().filter(|(at, _)| now.since(*at) < CANDIDATES);
+        let (at, order) = fresh.unwrap_or_else(|| (now, self.order_of_relays()));
+        let carrier = self.session_with(peer).and_then(|session| self.sessions.get(&session)?.way.carrier());
+        let mut candidates: Vec<NodeId> = carrier.into_iter().collect();
+        candidates.extend(order.iter().copied().filter(|id| id != peer && Some(*id) != carrier));
+        self.paths.candidates = Some((at, order));
+        candidates
+    }
+
+    /// First those that relay already, then by the length of the way.
+    fn order_of_relays(&self) -> Vec<NodeId> {
+        let Some((view, gossip)) = self.view.as_ref().zip(self.gossip.as_ref()) else { return Vec::new() };
+        let mut order: Vec<_> = view
+            .records()
+            .map(|(id, _)| *id)
+            .filter(|id| *id != self.id && self.is_reachable(id) && self.datagrams.address(id).is_some())
+            .map(|id| {
+                let rtt = gossip.acquaintance(&id).and_then(|(rtt, _)| rtt).unwrap_or(u32::MAX);
+                (!self.registrations.is_in_use(&id), rtt, id)
+            })
+            .collect();
+        order.sort_unstable();
+        order.into_iter().map(|(_, _, id)| id).collect()
+    }
+
+    fn probe_part(&self, peer: &NodeId, number: u32, alarm: bool) -> Part {
+        let relay = self.paths.relay_to(peer).filter(|_| self.leads(peer));
+        Part::Probe { number, relay, alarm }
+    }
+
+    fn send_probe(&mut self, peer: NodeId, way: Way, number: u32, alarm: bool) {
+        let probe = self.probe_part(&peer, number, alarm);
+        match way {
+            Way::Direct => {
+                let payload = payload_of(&[probe]);
+                let known = self.datagrams.address(&peer);
+                let works = self.paths.get(&peer).is_some_and(|path| path.direct().works(self.now));
+                let mut addresses: Vec<SocketAddr> = known.into_iter().collect();
+                if !works {
+                    let others = self.addresses_of(&peer, self.dialer.last_good(&peer));
+                    addresses.extend(others.into_iter().filter(|address| Some(*address) != known));
+                }
+                for address in addresses.into_iter().take(ADDRESSES) {
+                    self.seal_to(peer, address, &payload);
+                }
+            }
+            Way::Relay(relay) => self.send_through(relay, peer, &[probe]),
+        }
+    }
+
+    /// Has a relay hand something on to a member.
+    fn send_through(&mut self, relay: NodeId, peer: NodeId, parts: &[Part]) {
+        let Some(address) = self.datagrams.address(&relay) else { return };
+        let Some(datagram) = self.sealed(&peer, &payload_of(parts)) else { return };
+        self.seal_to(relay, address, &payload_of(&[Part::Pass { to: peer, datagram }]));
+    }
+
+    fn answer_by(&mut self, to: NodeId, origin: Origin, parts: &[Part]) {
+        match origin {
+            Origin::Address(address, _) => self.seal_to(to, address, &payload_of(parts)),
+            Origin::Relay(relay) => self.send_through(relay, to, parts),
+        }
+    }
+
+    /// A part of a datagram that is about paths; `proved`: it was sent now. Others are not for here.
+    pub(super) fn on_path_part(&mut self, from: NodeId, origin: Origin, part: Part, proved: bool) {
+        match (part, origin) {
+            (Part::Probe { number, relay, alarm }, _) => {
+                self.on_probe(from, origin, number, (relay, alarm), proved);
+            }
+            (Part::ProbeAnswer { number, ready, seen }, _) if proved => {
+                if let (Origin::Address(..), Some(seen)) = (origin, seen) {
+                    self.seen_at(seen.ip());
+                }
+                let way = match origin {
+                    Origin::Address(..) => Way::Direct,
+                    Origin::Relay(relay) => Way::Relay(relay),
+                };
+                let ready = ready && way.relay().is_none_or(|relay| self.is_registered_at(&relay));
+                let now = self.now;
+                if let Some(path) = self.paths.all.get_mut(&from)
+                    && path.answered(way, number, ready, now)
+                {
+                    let next = path.next(now);
+                    self.paths.due.set(from, Some(next));
+                }
+            }
+            (Part::Pass { to, datagram }, Origin::Address(..)) if proved => self.pass_on(from, to, datagram),
+            (Part::Passed { datagram }, Origin::Address(..)) if proved => self.on_passed(from, &datagram),
+            (Part::LaneHello { key, serial }, Origin::Address(address, local)) if proved => {
+                self.on_lane_hello(from, key, serial, (address, local));
+            }
+            (Part::LaneSeen { serial, address, known, .. }, Origin::Address(..)) if proved => {
+                self.on_lane_seen(from, serial, address, known);
+            }
+            _ => {}
+        }
+    }
+
+    fn on_probe(
+        &mut self,
+        from: NodeId,
+        origin: Origin,
+        number: u32,
+        (chosen, alarm): (Option<NodeId>, bool),
+        proved: bool,
+    ) {
+        let now = self.now;
+        let (ready, seen) = match origin {
+            Origin::Address(address, _) => (true, Some(address)),
+            Origin::Relay(relay) => {
+                self.want_registration(relay, false);
+                (self.is_registered_at(&relay), None)
+            }
+        };
+        let mut parts = vec![Part::ProbeAnswer { number, ready, seen }];
+        if !proved {
+            // The answer shows that the other end speaks now.
+            let number = self.rng.next_u32();
+            if self.paths.greetings.len() >= GREETINGS {
+                self.paths.greetings.pop_front();
+            }
+            self.paths.greetings.push_back((number, from));
+            parts.push(self.probe_part(&from, number, false));
+        }
+        self.answer_by(from, origin, &parts);
+        if !proved {
+            return;
+        }
+        if alarm && let Some(path) = self.path(from) {
+            let before = path.is_kept();
+            path.alarm(matches!(origin, Origin::Address(..)), now);
+            self.stale |= path.is_kept() != before;
+        }
+        if self.leads(&from) {
+            return;
+        }
+        let way = chosen.filter(|relay| *relay != self.id && *relay != from).map_or(Way::Direct, Way::Relay);
+        let before = self.paths.get(&from).map_or(Way::Direct, Path::way);
+        if before == way {
+            return;
+        }
+        if let Some(path) = self.path(from) {
+            path.found(way, now);
+            self.stale = true;
+        }
+        if let Way::Relay(relay) = way {
+            self.want_registration(relay, true);
+        }
+        if way == Way::Direct && self.paths.behind_nat {
+            // Nobody gets in here but by a way that this end has opened.
+            self.take_step(from, Step::Forced);
+        }
+    }
+
+    /// A relay has lost what it knew: sessions through it are of no use.
+    pub(super) fn relay_forgot(&mut self, relay: &NodeId) {
+        let moved: Vec<NodeId> = self
+            .paths
+            .all
+            .iter_mut()
+            .filter_map(|(id, path)| path.relay_forgot(relay).map(|_| *id))
+            .collect();
+        for peer in moved {
+            self.path_moved(peer, true);
+        }
+    }
+
+    fn pass_on(&mut self, from: NodeId, to: NodeId, datagram: Vec<u8>) {
+        let is_member = self.gossip.as_ref().is_some_and(|gossip| gossip.is_member(&to));
+        let Some(address) = self.datagrams.address(&to).filter(|_| is_member && to != from) else { return };
+        if self.paths.passed.take(from, self.now) {
+            self.seal_to(to, address, &payload_of(&[Part::Passed { datagram }]));
+        }
+    }
+}
+
+fn payload_of(parts: &[Part]) -> Vec<u8> {
+    let mut writer = Writer::default();
+    for part in parts {
+        // What does not fit came from a member that sent more than this version does.
+        writer.push(part);
+    }
+    writer.take()
+}

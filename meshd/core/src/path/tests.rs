@@ -1,0 +1,318 @@
+//! One path, with a network that is told what to let through.
+
+use rand_chacha::ChaCha20Rng;
+use rand_core::SeedableRng as _;
+
+use super::*;
+
+const STEP: Duration = Duration::from_millis(50);
+const SECOND: Duration = Duration::from_secs(1);
+
+fn relay(byte: u8) -> NodeId {
+    NodeId::from_bytes([byte; 16])
+}
+
+/// A path, both ends of which send something all the time, or do not.
+struct Bench {
+    path: Path,
+    rng: ChaCha20Rng,
+    now: Time,
+    facts: TunnelFacts,
+    /// When the ends agreed on a session last.
+    session: Option<Time>,
+    /// Which ways let probes through, and what they take.
+    open: BTreeMap<Way, Duration>,
+    /// Which ways let the tunnel through.
+    carries: Vec<Way>,
+    /// Relays at which both ends are registered.
+    ready: Vec<NodeId>,
+    sends: bool,
+    answers: bool,
+    candidates: Vec<NodeId>,
+    under_way: Vec<(Time, Way, u32)>,
+    probes: BTreeMap<Way, u32>,
+    moves: Vec<(Time, Way, bool)>,
+}
+
+impl Bench {
+    fn new(leads: bool) -> Self {
+        let now = Time::ZERO + Duration::from_secs(100);
+        Self {
+            path: Path::new(leads, None, false, now),
+            rng: ChaCha20Rng::seed_from_u64(3),
+            now,
+            facts: TunnelFacts::default(),
+            session: None,
+            open: BTreeMap::from([(Way::Direct, STEP)]),
+            carries: vec![Way::Direct],
+            ready: Vec::new(),
+            sends: true,
+            answers: true,
+            candidates: Vec::new(),
+            under_way: Vec::new(),
+            probes: BTreeMap::new(),
+            moves: Vec::new(),
+        }
+    }
+
+    /// With relays that take 4, 2 and 3 steps.
+    fn with_relays(leads: bool) -> Self {
+        let mut bench = Self::new(leads);
+        bench.candidates = (1..=3).map(relay).collect();
+        bench.ready = bench.candidates.clone();
+        for (byte, steps) in [(1, 4), (2, 2), (3, 3)] {
+            bench.open.insert(Way::Relay(relay(byte)), STEP * steps);
+            bench.carries.push(Way::Relay(relay(byte)));
+        }
+        bench
+    }
+
+    fn cut(&mut self, way: Way) {
+        self.open.remove(&way);
+        self.carries.retain(|other| *other != way);
+    }
+
+    fn open(&mut self, way: Way) {
+        self.open.insert(way, STEP);
+        self.carries.push(way);
+    }
+
+    fn run(&mut self, span: Duration) {
+        let end = self.now + span;
+        while self.now < end {
+            self.step();
+        }
+    }
+
+    /// Runs until the tunnel takes another way; how long that took, and which.
+    fn moved(&mut self, limit: Duration) -> Option<(Duration, Way, bool)> {
+        let (start, count) = (self.now, self.moves.len());
+        while self.moves.len() == count {
+            if self.now.since(start) > limit {
+                return None;
+            }
+            self.step();
+        }
+        self.moves.last().map(|(at, way, anew)| (at.since(start), *way, *anew))
+    }
+
+    fn step(&mut self) {
+        self.now = self.now + STEP;
+        let now = self.now;
+        let (due, later) = self.under_way.drain(..).partition(|(at, ..)| *at <= now);
+        self.under_way = later;
+        let due: Vec<(Time, Way, u32)> = due;
+        for (_, way, number) in due {
+            let ready = way.relay().is_none_or(|relay| self.ready.contains(&relay));
+            self.path.answered(way, number, ready, now);
+        }
+        // The counters are looked at once a second.
+        if now.since_origin().subsec_millis() < 50 {
+            let through = self.carries.contains(&self.path.way());
+            if through && self.sends {
+                self.session = Some(now);
+            }
+            self.facts.handshake_age = self.session.map(|at| now.since(at));
+            self.facts.tx_bytes += u64::from(self.sends) * 1000;
+            self.facts.rx_bytes += u64::from(self.answers && through) * 1000;
+            self.path.observe(&self.facts, now);
+        }
+        let wants = self.path.wants_candidates(now);
+        let candidates = self.candidates.clone();
+        for act in self.path.advance(wants.then_some(&candidates[..]), &mut self.rng, now) {
+            match act {
+                Act::Probe { way, number } => {
+                    *self.probes.entry(way).or_default() += 1;
+                    if let Some(takes) = self.open.get(&way) {
+                        self.under_way.push((now + *takes, way, number));
+                    }
+                }
+                Act::Moved { anew } => {
+                    self.session = self.session.filter(|_| !anew);
+                    self.moves.push((now, self.path.way(), anew));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_direct_way_that_works_is_kept_whatever_relays_there_are() {
+    let mut bench = Bench::with_relays(true);
+    bench.run(300 * SECOND);
+    assert_eq!(bench.moves, []);
+    assert_eq!(bench.probes.keys().collect::<Vec<_>>(), [&Way::Direct], "no relay is bothered");
+    // Now and then one is lost.
+    let mut bench = Bench::with_relays(true);
+    for _ in 0..20 {
+        bench.run(5 * SECOND);
+        bench.under_way.clear();
+    }
+    assert_eq!(bench.moves, []);
+}
+
+#[test]
+fn nobody_probes_what_is_idle() {
+    let mut bench = Bench::with_relays(true);
+    bench.run(30 * SECOND);
+    (bench.sends, bench.answers) = (false, false);
+    bench.run(WATCHED + 2 * SECOND);
+    assert!(bench.path.is_idle(bench.now));
+    // What is relayed is looked at now and then, so that it works when it is needed.
+    let mut bench = Bench::with_relays(true);
+    bench.cut(Way::Direct);
+    bench.run(10 * SECOND);
+    (bench.sends, bench.answers) = (false, false);
+    bench.run(WATCHED + 2 * SECOND);
+    bench.probes.clear();
+    bench.run(600 * SECOND);
+    assert!(!bench.path.is_idle(bench.now));
+    let count: u32 = bench.probes.values().sum();
+    assert!((30..150).contains(&count), "{:?}", bench.probes);
+}
+
+#[test]
+fn when_the_direct_way_is_cut_the_nearest_relay_takes_over_and_it_is_taken_again_when_it_works() {
+    for offset in 0..20 {
+        let mut bench = Bench::with_relays(true);
+        bench.run(10 * SECOND + STEP * offset);
+        bench.cut(Way::Direct);
+        let (took, way, anew) = bench.moved(5 * SECOND).expect("a relay");
+        assert!(took <= Duration::from_millis(2500), "{took:?} at {offset}");
+        assert_eq!((way, anew), (Way::Relay(relay(2)), true));
+        bench.run(20 * SECOND);
+        bench.open(Way::Direct);
+        let (took, way, anew) = bench.moved(20 * SECOND).expect("direct again");
+        assert!(took <= 10 * SECOND, "{took:?}");
+        assert_eq!((way, anew), (Way::Direct, false), "the session goes on");
+        bench.run(60 * SECOND);
+        assert_eq!(bench.moves.len(), 2);
+    }
+}
+
+#[test]
+fn when_the_relay_dies_another_one_that_is_ready_takes_over() {
+    for offset in 0..20 {
+        let mut bench = Bench::with_relays(true);
+        bench.cut(Way::Direct);
+        bench.run(10 * SECOND + STEP * offset);
+        assert_eq!(bench.path.way(), Way::Relay(relay(2)));
+        bench.cut(Way::Relay(relay(2)));
+        let (took, way, anew) = bench.moved(5 * SECOND).expect("another relay");
+        assert!(took <= Duration::from_millis(2500), "{took:?}");
+        assert_eq!((way, anew), (Way::Relay(relay(3)), true));
+    }
+}
+
+#[test]
+fn a_relay_at_which_not_both_are_registered_is_not_taken() {
+    let mut bench = Bench::with_relays(true);
+    bench.ready = vec![relay(1)];
+    bench.cut(Way::Direct);
+    assert_eq!(bench.moved(10 * SECOND).unwrap().1, Way::Relay(relay(1)));
+    let mut bench = Bench::with_relays(true);
+    bench.ready.clear();
+    bench.cut(Way::Direct);
+    assert_eq!(bench.moved(120 * SECOND), None);
+    bench.probes.clear();
+    bench.run(600 * SECOND);
+    let count: u32 =
+        bench.probes.iter().filter(|(way, _)| **way != Way::Direct).map(|(_, count)| count).sum();
+    assert!((20..250).contains(&count), "it is not hammered: {:?}", bench.probes);
+}
+
+#[test]
+fn of_many_candidates_the_one_that_works_is_found() {
+    let mut bench = Bench::new(true);
+    bench.candidates = (1..=40).map(relay).collect();
+    bench.ready = vec![relay(37)];
+    bench.open(Way::Relay(relay(37)));
+    bench.cut(Way::Direct);
+    let (took, way, _) = bench.moved(900 * SECOND).expect("a relay");
+    assert_eq!(way, Way::Relay(relay(37)));
+    assert!(took < 400 * SECOND, "{took:?}");
+}
+
+#[test]
+fn a_closed_port_of_the_tunnel_is_noticed_and_the_direct_way_then_tried_less_and_less() {
+    let mut bench = Bench::with_relays(true);
+    bench.carries.retain(|way| *way != Way::Direct);
+    let (took, way, _) = bench.moved(20 * SECOND).expect("a relay");
+    assert!(took >= PORT_CLOSED && took < PORT_CLOSED + 3 * SECOND, "{took:?}");
+    assert_eq!((way, bench.path.reason().0), (Way::Relay(relay(2)), Why::PortClosed));
+    bench.run(3600 * SECOND);
+    let tries = bench.moves.iter().filter(|(_, way, _)| *way == Way::Direct).count();
+    assert!((3..=10).contains(&tries), "{:?}", bench.moves);
+}
+
+#[test]
+fn what_is_sent_in_one_direction_only_is_no_reason_to_change() {
+    let mut bench = Bench::with_relays(true);
+    bench.answers = false;
+    // WireGuard says something after ten seconds: a keepalive.
+    for _ in 0..30 {
+        bench.run(10 * SECOND);
+        bench.facts.rx_bytes += 32;
+    }
+    assert_eq!(bench.moves, []);
+}
+
+#[test]
+fn while_something_comes_unanswered_probes_count_less() {
+    let mut bench = Bench::with_relays(true);
+    bench.run(10 * SECOND);
+    bench.open.remove(&Way::Direct);
+    let (took, ..) = bench.moved(20 * SECOND).expect("one way only, most likely");
+    assert!(took >= LOST_ONE_WAY && took < LOST_ONE_WAY + 2 * SECOND, "{took:?}");
+}
+
+#[test]
+fn who_follows_finds_relays_and_leaves_the_choice_to_the_other_end() {
+    let mut bench = Bench::with_relays(false);
+    bench.cut(Way::Direct);
+    bench.run(30 * SECOND);
+    assert_eq!(bench.moves, []);
+    assert!(bench.path.searches(bench.now));
+    assert!(bench.path.relays().any(|(_, leg)| leg.is_ready(bench.now)));
+    bench.path.found(Way::Relay(relay(3)), bench.now);
+    bench.run(3 * SECOND);
+    assert_eq!((bench.path.way(), bench.path.searches(bench.now)), (Way::Relay(relay(3)), false));
+}
+
+#[test]
+fn an_alarm_has_the_one_that_leads_look_for_itself() {
+    let mut bench = Bench::with_relays(true);
+    bench.path = Path::new(true, Some(bench.now), false, bench.now);
+    (bench.sends, bench.answers) = (false, false);
+    bench.cut(Way::Direct);
+    bench.path.alarm(false, bench.now);
+    assert!(bench.path.is_watched(bench.now));
+    assert_eq!(bench.moved(5 * SECOND).unwrap().1, Way::Relay(relay(2)));
+}
+
+#[test]
+fn one_that_was_never_reached_is_relayed_before_anything_is_sent() {
+    let mut bench = Bench::with_relays(true);
+    bench.path = Path::new(true, None, true, bench.now);
+    (bench.sends, bench.answers) = (false, false);
+    bench.cut(Way::Direct);
+    let (took, way, _) = bench.moved(5 * SECOND).expect("a relay");
+    assert_eq!((way, bench.path.reason().0), (Way::Relay(relay(2)), Why::Unreached));
+    assert!(took < 3 * SECOND, "{took:?}");
+    // And one that answers is not.
+    let mut bench = Bench::with_relays(true);
+    bench.path = Path::new(true, None, true, bench.now);
+    (bench.sends, bench.answers) = (false, false);
+    bench.run(5 * SECOND);
+    assert!(bench.path.is_idle(bench.now) && bench.moves.is_empty());
+}
+
+#[test]
+fn a_relay_that_has_forgotten_has_sessions_made_anew_by_the_one_that_leads() {
+    for leads in [true, false] {
+        let mut path = Path::new(leads, None, false, Time::ZERO);
+        path.found(Way::Relay(relay(2)), Time::ZERO);
+        assert_eq!(path.relay_forgot(&relay(1)), None);
+        assert_eq!(path.relay_forgot(&relay(2)), leads.then_some(Act::Moved { anew: true }));
+    }
+}
