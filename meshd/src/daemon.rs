@@ -169,7 +169,7 @@ pub async fn run(config: Config) -> Result<()> {
     let config = Arc::new(config);
     tokio::spawn(api::serve(socket, calls.clone(), config.clone()));
     if let Some(listener) = metrics {
-        tokio::spawn(http::serve(listener, calls));
+        tokio::spawn(http::serve(listener, calls, shell.datagrams.clone()));
     }
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
     housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -7,6 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -17,8 +18,10 @@ use axum::response::{Html, IntoResponse as _, Response as HttpResponse};
 use axum::routing::get;
 use mesh_core::api::{ApiError, ErrorCode, SessionStatus, Status};
 use mesh_core::node::{Request, Response};
+use mesh_core::relay::Dropped;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -29,6 +32,7 @@ use tokio::time::Sleep;
 
 use crate::api::call;
 use crate::daemon::Call;
+use crate::datagrams::Datagrams;
 
 /// Connections at a time: further ones wait in the kernel.
 const CONNECTIONS: usize = 64;
@@ -42,23 +46,24 @@ const FRESH: Duration = Duration::from_secs(1);
 /// The way to the node, and what it said last.
 struct Monitor {
     calls: mpsc::Sender<Call>,
+    datagrams: Datagrams,
     /// Locked while the node is asked: whoever asks meanwhile gets the same answer.
     metrics: Mutex<Option<(Instant, Result<String, ApiError>)>>,
 }
 
 /// Serves for ever.
-pub async fn serve(listener: TcpListener, calls: mpsc::Sender<Call>) {
+pub async fn serve(listener: TcpListener, calls: mpsc::Sender<Call>, datagrams: Datagrams) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
-    serve_limited(Limited { listener, slots, lifetime: LIFETIME }, calls).await;
+    serve_limited(Limited { listener, slots, lifetime: LIFETIME }, calls, datagrams).await;
 }
 
-async fn serve_limited(listener: Limited, calls: mpsc::Sender<Call>) {
+async fn serve_limited(listener: Limited, calls: mpsc::Sender<Call>, datagrams: Datagrams) {
     let routes = Router::new()
         .route("/", get(index))
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .with_state(Arc::new(Monitor { calls, metrics: Mutex::new(None) }));
+        .with_state(Arc::new(Monitor { calls, datagrams, metrics: Mutex::new(None) }));
     if let Err(error) = axum::serve(listener, routes).await {
         tracing::error!(%error, "the metrics server ended");
     }
@@ -173,7 +178,7 @@ async fn metrics(State(monitor): State<Arc<Monitor>>) -> HttpResponse {
     let metrics = match last.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
         Some((_, metrics)) => metrics.clone(),
         None => {
-            let metrics = ask_for_metrics(&monitor.calls).await;
+            let metrics = ask_for_metrics(&monitor).await;
             *last = Some((Instant::now(), metrics.clone()));
             metrics
         }
@@ -189,12 +194,12 @@ async fn metrics(State(monitor): State<Arc<Monitor>>) -> HttpResponse {
     }
 }
 
-async fn ask_for_metrics(calls: &mpsc::Sender<Call>) -> Result<String, ApiError> {
-    let answer = call(calls, Request::Status).await?;
+async fn ask_for_metrics(monitor: &Monitor) -> Result<String, ApiError> {
+    let answer = call(&monitor.calls, Request::Status).await?;
     let Response::Status(status) = answer else {
         return Err(ApiError::new(ErrorCode::Internal, format!("no status, but {answer:?}")));
     };
-    Ok(render(&status))
+    Ok(render(&status, &monitor.datagrams))
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -203,8 +208,42 @@ struct PeerLabels {
     name: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DropLabels {
+    reason: &'static str,
+}
+
+/// What this node does as a relay for others.
+fn add_relay(registry: &mut Registry, datagrams: &Datagrams) {
+    let counters = datagrams.counters();
+    let mut count = |name: &str, help: &str, value: u64| {
+        let counter = Counter::<u64>::default();
+        counter.inc_by(value);
+        registry.register(name, help, counter);
+    };
+    count(
+        "relay_passed_datagrams",
+        "WireGuard datagrams passed on for others",
+        counters.passed_on.load(Ordering::Relaxed),
+    );
+    count("relay_passed_bytes", "Bytes in these", counters.passed_on_bytes.load(Ordering::Relaxed));
+    count(
+        "relay_send_failed_datagrams",
+        "WireGuard datagrams for others that the kernel refused to send",
+        counters.send_failed.load(Ordering::Relaxed),
+    );
+    let dropped = Family::<DropLabels, Counter>::default();
+    for reason in Dropped::ALL {
+        dropped.get_or_create(&DropLabels { reason: reason.name() }).inc_by(counters.dropped(reason));
+    }
+    registry.register("relay_dropped_datagrams", "WireGuard datagrams that were not passed on", dropped);
+    let lanes = Gauge::<i64>::default();
+    lanes.set(i64::try_from(datagrams.relay().load().0).unwrap_or(i64::MAX));
+    registry.register("relay_lanes", "Lanes of other members that this node relays for", lanes);
+}
+
 /// The status as OpenMetrics text.
-fn render(status: &Status) -> String {
+fn render(status: &Status, datagrams: &Datagrams) -> String {
     let mut registry = Registry::with_prefix("mesh");
     let gauge = |registry: &mut Registry, name: &str, help: &str, value: u64| {
         let gauge = Gauge::<i64>::default();
@@ -242,6 +281,7 @@ fn render(status: &Status) -> String {
         "Tunnel devices that are up",
         status.lanes.iter().filter(|lane| lane.up).count() as u64,
     );
+    add_relay(&mut registry, datagrams);
     let family = |registry: &mut Registry, name: &str, help: &str| {
         let family = Family::<PeerLabels, Gauge>::default();
         registry.register(name, help, family.clone());
@@ -250,6 +290,7 @@ fn render(status: &Status) -> String {
     let session = family(&mut registry, "peer_session_up", "Whether the control session with the peer is up");
     let reachable = family(&mut registry, "peer_reachable", "Whether gossip reaches the peer");
     let ready = family(&mut registry, "peer_tunnel_ready", "Whether traffic to the peer may use the tunnel");
+    let relayed = family(&mut registry, "peer_relayed", "Whether the tunnel to the peer takes a relay");
     let handshake =
         family(&mut registry, "peer_handshake_age_seconds", "Seconds since the last handshake with the peer");
     let received = family(&mut registry, "peer_received_bytes", "Bytes received from the peer");
@@ -265,6 +306,7 @@ fn render(status: &Status) -> String {
         );
         set(&reachable, u64::from(peer.gossip.reachable));
         set(&ready, u64::from(peer.tunnel.ready));
+        set(&relayed, u64::from(peer.path.as_ref().is_some_and(|path| path.relay.is_some())));
         if let Some(age) = peer.tunnel.handshake_age_seconds {
             set(&handshake, age);
         }

@@ -6,9 +6,11 @@
     reason = "a test fails by panicking, and tells what it measured"
 )]
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use mesh_lab::{Family, Host, Lab, Options, PingOptions, PingStats, Secret, poll_until};
+use mesh_lab::{Family, Host, Lab, Options, PingOptions, PingStats, Scanner, Secret, Where, poll_until};
 use mesh_tests::{FAMILIES, logs, options, reaches_within};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -120,9 +122,45 @@ fn pods_on_hosts_without_a_way_to_each_other_talk_through_a_third_host() {
         reaches_within(&a, &b, family, 20 * SECOND);
     }
     println!("through a relay after {:?}", start.elapsed());
+    // The relay's own device is where its datagrams come and go.
+    let scanner = Scanner::new(Some(lab.cluster_ranges().unwrap()));
+    let capture = lab.capture(&Where::Underlay, move |frame: &_| scanner.inspect(frame)).unwrap();
     for family in FAMILIES {
         b.tcp_send_to(&a, family, 4 << 20).unwrap();
     }
+    let (seen, _) = capture.stop().unwrap();
+    assert!(seen.frames > 1000 && seen.dropped == 0, "{seen:?}");
+    assert_eq!(seen.found, 0, "{seen:?}");
+    let relay = lab.host(2);
+    let metrics = metrics(&relay);
+    let passed = metrics.lines().find_map(|line| line.strip_prefix("mesh_relay_passed_bytes_total "));
+    assert!(passed.unwrap().parse::<u64>().unwrap() > 8 << 20, "{metrics}");
+    assert!(metrics.contains("mesh_relay_lanes 2"), "{metrics}");
+    let ways = lab.host(0).exec_ok(&["meshctl", "status", "paths"]).unwrap();
+    assert!(ways.contains(&format!("through {}", relay.name())), "{ways}");
+    println!("{ways}");
+
+    // Its daemon is killed, and comes back: it has forgotten what it relayed.
+    let running = a.start_ping(b.address(Family::V4), DENSE).unwrap();
+    std::thread::sleep(2 * SECOND);
+    relay.kill9_daemon().unwrap();
+    relay.restart_daemon().unwrap();
+    relay.wait_ready(20 * SECOND).unwrap();
+    std::thread::sleep(8 * SECOND);
+    let stats = running.stop().unwrap();
+    println!("the only relay starts anew: {:?} without an answer", gap(&stats));
+    assert!(gap(&stats) < 7 * SECOND, "{}", logs(&lab));
+}
+
+/// What a daemon tells monitoring.
+fn metrics(host: &Host) -> String {
+    let read = || {
+        let mut stream = TcpStream::connect(("127.0.0.1", 6782))?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).map(|_| answer)
+    };
+    host.net().run(read).unwrap().unwrap()
 }
 
 /// A ping every 10 ms for as long as wanted.

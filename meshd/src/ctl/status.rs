@@ -107,12 +107,12 @@ fn row(peer: &PeerStatus) -> [String; 9] {
             .map_or_else(|| "none yet".to_owned(), |seconds| format!("{} ago", age(seconds))),
         bytes(peer.tunnel.rx_bytes),
         bytes(peer.tunnel.tx_bytes),
-        match (peer.leaving, peer.tunnel.ready) {
-            (true, _) => "leaving the cluster",
-            (false, true) => "ready",
-            (false, false) => "agreeing on a key",
-        }
-        .to_owned(),
+        match (peer.leaving, peer.tunnel.ready, peer.path.as_ref().and_then(|path| path.relay.as_deref())) {
+            (true, ..) => "leaving the cluster".to_owned(),
+            (false, true, None) => "ready".to_owned(),
+            (false, true, Some(relay)) => format!("ready, through {}", short(relay)),
+            (false, false, _) => "agreeing on a key".to_owned(),
+        },
     ]
 }
 

@@ -104,7 +104,7 @@ const LONGEST_SPACING: Duration = Duration::from_secs(1);
 /// Runs until the receiver closes.
 ///
 /// First sends [`Input::Host`]; then, after each new desired state, each relevant change in the kernel, and every
-/// 30 s, [`Input::Applied`]. Sends [`Input::Host`] again when the host has changed, and [`Input::Tunnels`] every 2 s
+/// 30 s, [`Input::Applied`]. Sends [`Input::Host`] again when the host has changed, and [`Input::Tunnels`] every second
 /// when the tunnels have.
 ///
 /// # Errors

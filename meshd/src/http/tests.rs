@@ -10,8 +10,9 @@ async fn serving(
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (calls, mut called) = mpsc::channel::<Call>(100);
+    let datagrams = Datagrams::bind(0, mesh_core::time::Time::ZERO).unwrap();
     let slots = Arc::new(Semaphore::new(connections));
-    tokio::spawn(serve_limited(Limited { listener, slots, lifetime }, calls));
+    tokio::spawn(serve_limited(Limited { listener, slots, lifetime }, calls, datagrams));
     let statuses = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let counted = Arc::clone(&statuses);
     tokio::spawn(async move {

@@ -322,6 +322,9 @@ impl Node {
             contact.heard = now;
             self.stale = true;
             self.path_reached(&sender);
+            if address.is_some() {
+                self.relay_moved(&sender);
+            }
         }
     }
 

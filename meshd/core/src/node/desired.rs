@@ -70,6 +70,7 @@ impl Node {
         // Whoever was promised another revision gets it.
         if self.revision > 0 && *self.desired == desired && !self.promised {
             self.stale = false;
+            self.paths.steps_need_nothing();
             return;
         }
         if self.dirty_later.take().is_some() {
@@ -83,6 +84,7 @@ impl Node {
         }
         self.flush();
         self.revision += 1;
+        self.paths_in_revision(self.revision);
         (self.stale, self.promised) = (false, false);
         self.desired = Arc::new(desired);
         let (revision, state) = (self.revision, self.desired.clone());

@@ -319,7 +319,7 @@ impl Node {
             Message::Seen { address } => {
                 let dialled = |entry: &Session| matches!(entry.way, Way::Dialled(_));
                 if self.sessions.get(&session).is_some_and(dialled) {
-                    self.seen_at(address);
+                    self.seen_at(peer, address);
                 }
             }
             Message::GrantAsk => self.on_grant_ask(peer),
@@ -392,6 +392,7 @@ impl Node {
                     }
                 }
                 self.pair_record_changed(&id);
+                self.relay_record_changed(&id);
             }
         }
         self.report_conflicts();
@@ -479,6 +480,7 @@ impl Node {
                 broken.push(*id);
             }
         }
+        self.begin_observing();
         for (id, before, facts) in seen {
             self.observe_path(id, before.as_ref(), &facts);
         }

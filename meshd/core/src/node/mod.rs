@@ -806,7 +806,7 @@ impl Node {
             self.gossip_deadline(),
             self.pair_deadline(),
             self.path_deadline(),
-            self.registrations.deadline(),
+            self.registration_deadline(),
             self.addresses_deadline(),
             self.leave_deadline(),
             self.flush_deadline(),

@@ -20,12 +20,22 @@ use crate::time::Time;
 /// Paths that are looked at: each costs a few datagrams a second while its tunnel is in use.
 const MAX_PATHS: usize = 2048;
 
+/// Paths to members that were never reached, at a time: after a start that may be all.
+const MAX_UNREACHED: usize = 32;
+
+/// Members whose word is needed that this host is behind a NAT, where there are so many; and for how long it counts.
+const WITNESSES: usize = 3;
+const WITNESSED_FOR: Duration = Duration::from_secs(600);
+
 /// Answers to these show that a member speaks now.
 const GREETINGS: usize = 128;
 
 /// Datagrams a second that are handed on: of one member, and of all.
-const PASSED_OF_ONE: u32 = 200;
-const PASSED_OF_ALL: u32 = 4000;
+const PASSED_OF_ONE: u32 = 500;
+const PASSED_OF_ALL: u32 = 8000;
+
+/// What the other end has chosen is changed by its word no sooner again.
+const FOLLOWED: Duration = Duration::from_millis(500);
 
 /// The order of candidates is worked out anew after this time.
 const CANDIDATES: Duration = Duration::from_secs(1);
@@ -65,8 +75,12 @@ pub(super) struct Paths {
     greetings: VecDeque<(u32, NodeId)>,
     passed: PerSecond<PASSED_OF_ONE, PASSED_OF_ALL>,
     candidates: Option<(Time, Vec<NodeId>)>,
-    /// Others see this host at an address that it does not have.
+    /// Who sees this host at an address that it does not have, and when that was.
+    seen_elsewhere: BTreeMap<NodeId, Time>,
+    /// So do enough of them.
     behind_nat: bool,
+    /// How many more paths to members that were never reached there may be.
+    unreached_room: usize,
 }
 
 impl Paths {
@@ -103,6 +117,11 @@ impl Paths {
             path.relays().map(|(relay, _)| (*relay, in_use == Some(*relay))).collect()
         };
         self.all.values().flat_map(of)
+    }
+
+    /// The kernel's state is as it was, with the steps that are to be taken in it.
+    pub(super) fn steps_need_nothing(&mut self) {
+        self.steps.retain(|_, (_, revision)| *revision != u64::MAX);
     }
 
     /// Forgets the members that `keep` does not say.
@@ -155,18 +174,29 @@ impl Node {
         }
     }
 
-    /// What a member sees as the address of this host.
-    pub(super) fn seen_at(&mut self, address: IpAddr) {
+    /// What a member sees as the address of this host. One alone may be mistaken, or lie.
+    pub(super) fn seen_at(&mut self, by: NodeId, address: IpAddr) {
+        let now = self.now;
         let Some(host) = self.host.as_ref().filter(|host| !host.addresses.is_empty()) else { return };
-        if !self.paths.behind_nat && !host.addresses.contains(&address.to_canonical()) {
-            tracing::info!(%address, "behind a NAT: others see this host at an address that it does not have");
-            self.paths.behind_nat = true;
-            self.stale = true;
+        let seen = &mut self.paths.seen_elsewhere;
+        if host.addresses.contains(&address.to_canonical()) {
+            seen.remove(&by);
+        } else if seen.len() < 2 * WITNESSES || seen.contains_key(&by) {
+            seen.insert(by, now);
         }
+        seen.retain(|_, at| now.since(*at) < WITNESSED_FOR);
+        let others = self.gossip.as_ref().map_or(0, crate::gossip::Gossip::members);
+        let behind_nat = !seen.is_empty() && seen.len() >= WITNESSES.min(others);
+        if behind_nat && !self.paths.behind_nat {
+            tracing::info!(%address, "behind a NAT: others see this host at an address that it does not have");
+        }
+        self.stale |= behind_nat != self.paths.behind_nat;
+        self.paths.behind_nat = behind_nat;
     }
 
     /// The host has other addresses.
     pub(super) fn paths_host_changed(&mut self) {
+        self.paths.seen_elsewhere.clear();
         self.paths.behind_nat = false;
     }
 
@@ -178,13 +208,29 @@ impl Node {
         if wanted { KEEPALIVE } else { 0 }
     }
 
+    /// The counters of all tunnels are about to be looked at.
+    pub(super) fn begin_observing(&mut self) {
+        let unreached = self.paths.all.values().filter(|path| path.is_unreached()).count();
+        self.paths.unreached_room = MAX_UNREACHED.saturating_sub(unreached);
+    }
+
     /// What the tunnel to a member has carried. To be told for each one that there is a tunnel to.
     pub(super) fn observe_path(&mut self, peer: NodeId, before: Option<&TunnelFacts>, facts: &TunnelFacts) {
         let now = self.now;
+        if self.is_out() {
+            return;
+        }
         if let Some(path) = self.paths.all.get_mut(&peer) {
             path.observe(facts, now);
             let next = path.next(now);
-            return self.paths.due.set(peer, Some(next));
+            let left = path.left();
+            self.paths.due.set(peer, Some(next));
+            let relay = left.and_then(|relay| self.datagrams.address(&relay));
+            if relay.is_some() && relay == facts.endpoint && self.may_force(&peer) {
+                // Something was still on its way through the relay, and WireGuard has followed it.
+                self.take_step(peer, Step::Forced);
+            }
+            return;
         }
         let bytes = |facts: &TunnelFacts| (facts.rx_bytes, facts.tx_bytes);
         let moved = match before {
@@ -193,19 +239,44 @@ impl Node {
             None => facts.tx_bytes > 0 && facts.handshake_age.is_none(),
         };
         // Whoever ran here before may have chosen a relay, or the other end has.
-        let relay = facts.endpoint.and_then(|endpoint| self.relay_at(&endpoint, &peer));
-        let unreached = self.leads(&peer) && !self.was_reached(&peer) && !self.config.lanes.is_empty();
+        let new =
+            facts.endpoint.filter(|endpoint| before.is_none_or(|before| before.endpoint != Some(*endpoint)));
+        let relay = new.and_then(|endpoint| self.relay_at(&endpoint, &peer));
+        let unreached = self.paths.unreached_room > 0
+            && self.leads(&peer)
+            && self.is_reachable(&peer)
+            && !self.was_reached(&peer);
         if !moved && relay.is_none() && !unreached {
             return;
         }
         let Some(path) = self.path(peer) else { return };
         path.observe(before.unwrap_or(&TunnelFacts::default()), now);
         path.observe(facts, now);
-        if let Some(relay) = relay {
-            path.found(Way::Relay(relay), now);
+        let took = relay.is_some_and(|relay| path.found(Way::Relay(relay), now));
+        self.paths.unreached_room = self.paths.unreached_room.saturating_sub(usize::from(unreached));
+        if let Some(relay) = relay.filter(|_| took) {
             self.stale = true;
             self.want_registration(relay, true);
         }
+    }
+
+    /// Whether this end may have WireGuard send to the other end's own address: when that is one that it has, or the choice
+    /// is this end's.
+    fn may_force(&self, peer: &NodeId) -> bool {
+        let address = self.datagrams.address(peer).map(|address| address.ip());
+        let record = self.view.as_ref().and_then(|view| view.record(peer));
+        let has_it = record.zip(address).is_some_and(|(record, address)| record.endpoints.contains(&address));
+        has_it || self.leads(peer) || self.paths.behind_nat
+    }
+
+    /// A relay is at another address now: what goes through it goes there.
+    pub(super) fn relay_moved(&mut self, relay: &NodeId) {
+        let through = self.paths.all.iter().filter(|(_, path)| path.way() == Way::Relay(*relay));
+        let peers: Vec<NodeId> = through.map(|(peer, _)| *peer).collect();
+        for peer in peers {
+            self.take_step(peer, Step::Forced);
+        }
+        self.register_again(relay);
     }
 
     /// The path to a member, which is looked at from now on; none when there are too many.
@@ -264,7 +335,7 @@ impl Node {
     }
 
     pub(super) fn path_deadline(&self) -> Option<Time> {
-        self.paths.due.first().map(|(due, _)| due)
+        self.paths.due.first().map(|(due, _)| due).filter(|_| !self.is_out() && self.gossip.is_some())
     }
 
     /// The tunnel to a member takes another way from now on.
@@ -284,11 +355,13 @@ impl Node {
     fn take_step(&mut self, peer: NodeId, step: Step) {
         self.paths.steps.insert(peer, (step, u64::MAX));
         self.stale = true;
-        let revision = self.wanted_revision();
-        if let Some((_, wanted)) = self.paths.steps.get_mut(&peer) {
+    }
+
+    /// The steps that are to be taken are in this revision.
+    pub(super) fn paths_in_revision(&mut self, revision: u64) {
+        for (_, wanted) in self.paths.steps.values_mut().filter(|(_, wanted)| *wanted == u64::MAX) {
             *wanted = revision;
         }
-        self.paths_applied();
     }
 
     /// The kernel has a revision: what was to be done once is done.
@@ -374,7 +447,7 @@ impl Node {
             }
             (Part::ProbeAnswer { number, ready, seen }, _) if proved => {
                 if let (Origin::Address(..), Some(seen)) = (origin, seen) {
-                    self.seen_at(seen.ip());
+                    self.seen_at(from, seen.ip());
                 }
                 let way = match origin {
                     Origin::Address(..) => Way::Direct,
@@ -439,34 +512,37 @@ impl Node {
         if self.leads(&from) {
             return;
         }
-        let way = chosen.filter(|relay| *relay != self.id && *relay != from).map_or(Way::Direct, Way::Relay);
-        let before = self.paths.get(&from).map_or(Way::Direct, Path::way);
-        if before == way {
+        let is_member = |relay: &NodeId| {
+            *relay != from && self.gossip.as_ref().is_some_and(|gossip| gossip.is_member(relay))
+        };
+        let way = match chosen {
+            None => Way::Direct,
+            Some(relay) if is_member(&relay) => Way::Relay(relay),
+            Some(_) => return,
+        };
+        // Whoever leads may be mistaken often, but not without end.
+        let recent = self.paths.get(&from).is_some_and(|path| now.since(path.reason().1) < FOLLOWED);
+        if self.paths.relay_to(&from) == way.relay() || (recent && way != Way::Direct) {
             return;
         }
-        if let Some(path) = self.path(from) {
-            path.found(way, now);
-            self.stale = true;
-        }
-        if let Way::Relay(relay) = way {
-            self.want_registration(relay, true);
-        }
-        if way == Way::Direct && self.paths.behind_nat {
-            // Nobody gets in here but by a way that this end has opened.
-            self.take_step(from, Step::Forced);
+        let Some(path) = self.path(from) else { return };
+        path.found(way, now);
+        self.stale = true;
+        match way {
+            Way::Relay(relay) => self.want_registration(relay, true),
+            Way::Direct if self.may_force(&from) => self.take_step(from, Step::Forced),
+            Way::Direct => {}
         }
     }
 
     /// A relay has lost what it knew: sessions through it are of no use.
     pub(super) fn relay_forgot(&mut self, relay: &NodeId) {
-        let moved: Vec<NodeId> = self
-            .paths
-            .all
-            .iter_mut()
-            .filter_map(|(id, path)| path.relay_forgot(relay).map(|_| *id))
-            .collect();
-        for peer in moved {
-            self.path_moved(peer, true);
+        let now = self.now;
+        let Paths { all, due, .. } = &mut self.paths;
+        for (peer, path) in all.iter_mut().filter(|(_, path)| path.relays().any(|(other, _)| other == relay))
+        {
+            path.relay_forgot(relay, now);
+            due.set(*peer, Some(now));
         }
     }
 

@@ -48,6 +48,8 @@ struct Registration {
     /// The last that was sent, and how many were since the last answer.
     serial: u64,
     unanswered: u32,
+    /// The relay's generation: another one knows nothing of this.
+    generation: u64,
     /// When the relay has said so last, and what it saw.
     seen: Option<(Time, SocketAddr)>,
 }
@@ -61,10 +63,9 @@ impl Registrations {
     /// Forgets the members that `keep` does not say.
     pub(super) fn retain(&mut self, keep: impl Fn(&NodeId) -> bool) {
         self.at.retain(|id, _| keep(id));
-    }
-
-    pub(super) fn deadline(&self) -> Option<Time> {
-        self.next
+        if self.at.is_empty() {
+            self.next = None;
+        }
     }
 }
 
@@ -78,6 +79,7 @@ impl Node {
     /// Something may come by way of a relay: this node's lane is to be registered there.
     pub(super) fn want_registration(&mut self, relay: NodeId, in_use: bool) {
         let now = self.now;
+        let generation = self.generation_of(&relay);
         let registrations = &mut self.registrations;
         if !registrations.at.contains_key(&relay) {
             if registrations.at.len() >= MAX_RELAYS {
@@ -88,8 +90,15 @@ impl Node {
                 let Some(oldest) = oldest else { return };
                 registrations.at.remove(&oldest);
             }
-            let registration =
-                Registration { wanted: now, in_use: false, next: now, serial: 0, unanswered: 0, seen: None };
+            let registration = Registration {
+                wanted: now,
+                in_use: false,
+                next: now,
+                serial: 0,
+                unanswered: 0,
+                generation,
+                seen: None,
+            };
             registrations.at.insert(relay, registration);
         }
         if let Some(registration) = registrations.at.get_mut(&relay) {
@@ -102,13 +111,47 @@ impl Node {
         }
     }
 
+    /// A member says something new of itself: when it has started anew, it relays nothing yet.
+    pub(super) fn relay_record_changed(&mut self, relay: &NodeId) {
+        let generation = self.generation_of(relay);
+        let now = self.now;
+        let Some(registration) = self.registrations.at.get_mut(relay) else { return };
+        if registration.generation != generation {
+            let was_served = registration.seen.take().is_some();
+            (registration.generation, registration.unanswered, registration.next) = (generation, 0, now);
+            self.registrations.next = Some(now);
+            if was_served {
+                self.relay_forgot(relay);
+            }
+        }
+    }
+
+    /// This node's lane is to be registered at a relay now, if it is registered there.
+    pub(super) fn register_again(&mut self, relay: &NodeId) {
+        let now = self.now;
+        if let Some(registration) = self.registrations.at.get_mut(relay) {
+            registration.next = now;
+            self.registrations.next = Some(now);
+        }
+    }
+
+    fn generation_of(&self, node: &NodeId) -> u64 {
+        let record = self.view.as_ref().and_then(|view| view.record(node));
+        record.map_or(0, |record| record.generation)
+    }
+
     pub(super) fn advance_registrations(&mut self) {
         let now = self.now;
         if self.registrations.next.is_none_or(|next| next > now) || self.is_out() {
             return;
         }
-        self.registrations.at.values_mut().for_each(|registration| registration.in_use = false);
-        let relays: Vec<(NodeId, bool)> = self.paths.relays().collect();
+        let mut relays: BTreeMap<NodeId, bool> = BTreeMap::new();
+        for (relay, in_use) in self.paths.relays() {
+            *relays.entry(relay).or_default() |= in_use;
+        }
+        for (relay, registration) in &mut self.registrations.at {
+            registration.in_use = relays.get(relay).copied().unwrap_or_default();
+        }
         for (relay, in_use) in relays {
             self.want_registration(relay, in_use);
         }
@@ -124,6 +167,10 @@ impl Node {
             self.register_at(relay);
         }
         self.registrations.next = self.registrations.at.values().map(|registration| registration.next).min();
+    }
+
+    pub(super) fn registration_deadline(&self) -> Option<Time> {
+        self.registrations.next.filter(|_| !self.is_out())
     }
 
     fn register_at(&mut self, relay: NodeId) {
@@ -164,13 +211,14 @@ impl Node {
             return;
         }
         let before = registration.seen.replace((now, address));
-        registration.unanswered = 0;
+        // Each is answered once.
+        (registration.unanswered, registration.serial) = (0, 0);
         let pause = if registration.in_use { WATCHED } else { RENEWED };
         registration.next = registration.next.max(now + pause);
         if before.is_none_or(|(_, before)| before != address) {
             tracing::debug!(relay = %relay.short(), %address, "registered at a relay");
         }
-        self.seen_at(address.ip());
+        self.seen_at(relay, address.ip());
         if !known && before.is_some_and(|(at, _)| now.since(at) < REGISTERED_FOR) {
             self.relay_forgot(&relay);
         }

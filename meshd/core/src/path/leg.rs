@@ -95,6 +95,11 @@ impl Leg {
         true
     }
 
+    /// What was answered before says nothing of now.
+    pub(super) fn forget(&mut self) {
+        self.ready = false;
+    }
+
     /// Whether a probe with this number is under way.
     pub(super) fn awaits(&self, number: u32) -> bool {
         self.under_way.iter().any(|(known, _)| *known == number)

@@ -73,6 +73,12 @@ const IDLE_PACE: Duration = Duration::from_secs(40);
 /// Relays that are tried at a time.
 pub const TRIED: usize = 3;
 
+/// Relays that a path knows at a time, at most.
+const KNOWN: usize = 2 * TRIED + 2;
+
+/// A relay that was given up is the last choice for so long.
+const FAILED: Duration = Duration::from_secs(120);
+
 /// Rounds of a search at full speed; further ones have pauses that double, up to [`IDLE_PACE`].
 const EAGER_ROUNDS: u32 = 8;
 
@@ -181,6 +187,16 @@ pub struct Path {
     kept: bool,
     /// It never answered by itself, as far as the node knows.
     unreached: bool,
+    /// Relays that were given up, and until when that counts.
+    failed: BTreeMap<NodeId, Time>,
+    /// The relay that was in use before the direct way.
+    left: Option<NodeId>,
+    /// Packets came through the tunnel shortly before the way in use was chosen.
+    talked: bool,
+    /// The relay in use has lost what it knew: a new session is made once both ends are registered there again.
+    forgotten: bool,
+    /// When that was last.
+    forgot: Option<Time>,
     /// The direct way is not taken again before this.
     held: Option<Time>,
     hold: Duration,
@@ -204,6 +220,11 @@ impl Path {
             alarmed: None,
             kept: false,
             unreached,
+            failed: BTreeMap::new(),
+            left: None,
+            talked: false,
+            forgotten: false,
+            forgot: None,
             held: None,
             hold: HOLD,
             rounds: 0,
@@ -236,9 +257,20 @@ impl Path {
         self.relays.iter()
     }
 
-    /// Whether the path needs no attention: the tunnel goes directly, and carries nothing.
+    /// Whether the path needs no attention: the tunnel goes directly, carries nothing, and nothing is to be remembered.
     pub fn is_idle(&self, now: Time) -> bool {
-        self.way == Way::Direct && !self.unreached && !self.is_watched(now)
+        let remembers = self.hold > HOLD || (self.why == Why::Restored && now.since(self.since) < PROMOTED);
+        self.way == Way::Direct && !self.unreached && !self.is_watched(now) && !remembers
+    }
+
+    /// Whether it is there because the member was never reached.
+    pub fn is_unreached(&self) -> bool {
+        self.unreached
+    }
+
+    /// The relay that was in use before the direct way: what still comes by it has WireGuard send there again.
+    pub fn left(&self) -> Option<NodeId> {
+        self.left.filter(|_| self.way == Way::Direct)
     }
 
     /// Whether something was sent or received of late, or the other end says that it would like to.
@@ -291,11 +323,16 @@ impl Path {
         }
     }
 
-    /// WireGuard sends to this relay, or the end that leads says that it shall be so.
-    pub fn found(&mut self, way: Way, now: Time) {
-        if self.way != way {
+    /// WireGuard sends to this relay, or the end that leads says that it shall be so. Whether that is new.
+    pub fn found(&mut self, way: Way, now: Time) -> bool {
+        let news = self.way != way;
+        if news {
+            if self.relays.len() >= KNOWN {
+                self.relays.clear();
+            }
             self.choose(way, Why::Found, now);
         }
+        news
     }
 
     /// An answer has come to a probe that went this way; `ready`: the member is registered at the relay, and so is this node.
@@ -317,9 +354,20 @@ impl Path {
         self.direct.awaits(number) || self.relays.values().any(|leg| leg.awaits(number))
     }
 
-    /// The relay has forgotten what it knew: sessions through it are of no use.
-    pub fn relay_forgot(&mut self, relay: &NodeId) -> Option<Act> {
-        (self.leads && self.way == Way::Relay(*relay)).then_some(Act::Moved { anew: true })
+    /// A relay has forgotten what it knew: sessions through it are of no use.
+    pub fn relay_forgot(&mut self, relay: &NodeId, now: Time) {
+        if let Some(leg) = self.relays.get_mut(relay) {
+            leg.forget();
+            leg.hasten(now);
+            if self.way == Way::Relay(*relay) {
+                // Twice in a short time: it does not mean it well, or is not well.
+                if self.forgotten || self.forgot.is_some_and(|at| now.since(at) < FAILED) {
+                    self.failed.insert(*relay, now + FAILED);
+                }
+                self.forgotten = true;
+                self.forgot = Some(now);
+            }
+        }
     }
 
     /// Whether [`Path::advance`] needs candidates.
@@ -338,6 +386,11 @@ impl Path {
         } else if let Some(candidates) = candidates {
             self.search(candidates, now);
         }
+        if self.left().is_some() && !searching && now.since(self.since) > PROMOTED {
+            // What was held ready for the case that the direct way does not hold.
+            self.relays.clear();
+        }
+        self.failed.retain(|_, until| *until > now);
         self.probe_direct(&mut acts, rng, now);
         self.probe_relays(searching, &mut acts, rng, now);
         if self.leads {
@@ -370,8 +423,8 @@ impl Path {
         }
         let unanswered = since(traffic.unanswered);
         if self.way == Way::Direct {
-            let proved = now.since(self.since) < PROMOTED && self.why == Why::Restored;
-            if proved && unanswered >= LOST * 2 {
+            let on_trial = now.since(self.since) < PROMOTED && self.why == Why::Restored;
+            if on_trial && self.talked && unanswered >= LOST * 2 {
                 return Some(Why::PortClosed);
             }
             if !leg.was_answered() && !traffic.has_session && !comes {
@@ -388,7 +441,8 @@ impl Path {
         } else if !traffic.has_session && unanswered >= PORT_CLOSED {
             return Some(Why::Lost);
         }
-        (unanswered >= SILENT).then_some(Why::Lost)
+        let why = if self.way == Way::Direct && leg.works(now) { Why::PortClosed } else { Why::Lost };
+        (unanswered >= SILENT).then_some(why)
     }
 
     /// Whether another way is looked for: before the one in use is taken to be dead, so that it is known by then.
@@ -406,7 +460,7 @@ impl Path {
         let unanswered = self.traffic.unanswered.is_some_and(|at| now.since(at) >= FAST_PACE);
         leg.is_none_or(|leg| leg.lost_for(now) >= FAST_PACE * 2)
             || (unanswered && !self.traffic.has_session)
-            || (self.unreached && self.way == Way::Direct)
+            || (self.unreached && self.way == Way::Direct && self.direct.lost_for(now) >= LOST)
     }
 
     fn probe_direct(&mut self, acts: &mut Vec<Act>, rng: &mut impl RngCore, now: Time) {
@@ -441,6 +495,8 @@ impl Path {
                 _ if searching && !in_use && leg.count() < ENOUGH_PROBES => (FAST_PACE, FAST_PACE),
                 _ if searching && !in_use => (round, round),
                 (true, _) if leg.lost_for(now) >= LOST_ONE_WAY => (PACE, IDLE_PACE),
+                // The end that leads finds out when it is dead.
+                (true, true) if !self.leads => (SLOW_PACE, FAST_PACE),
                 (true, true) => (PACE, FAST_PACE),
                 (true, false) => (IDLE_PACE, FAST_PACE),
                 (false, true) => (SLOW_PACE, SLOW_PACE),
@@ -480,14 +536,17 @@ impl Path {
     }
 
     fn decide(&mut self, dead: Option<Why>, acts: &mut Vec<Act>, now: Time) {
-        let direct_works = self.direct.streak() >= STREAK && self.held.is_none_or(|held| held <= now);
+        let direct_works = self.direct.streak() >= STREAK
+            && self.direct.works(now)
+            && self.is_watched(now)
+            && self.held.is_none_or(|held| held <= now);
         match (self.way, dead) {
             (Way::Relay(_), _) if direct_works => {
                 self.choose(Way::Direct, Why::Restored, now);
                 acts.push(Act::Moved { anew: false });
             }
             (Way::Direct, Some(why)) => {
-                let Some(relay) = self.best_relay(now) else { return };
+                let Some(relay) = self.best_relay(None, now) else { return };
                 if why == Why::PortClosed {
                     self.held = Some(now + self.hold);
                     self.hold = (self.hold * 2).min(MAX_HOLD);
@@ -495,10 +554,20 @@ impl Path {
                 self.choose(Way::Relay(relay), why, now);
                 acts.push(Act::Moved { anew: true });
             }
-            (Way::Relay(before), Some(why)) => {
-                let Some(relay) = self.best_relay(now).filter(|relay| *relay != before) else { return };
-                self.choose(Way::Relay(relay), why, now);
-                acts.push(Act::Moved { anew: true });
+            (Way::Relay(before), dead) => {
+                let best = self.best_relay(Some(before), now);
+                let has_failed = |relay: &NodeId| self.failed.contains_key(relay);
+                let better = has_failed(&before) && best.is_some_and(|relay| !has_failed(&relay));
+                let dead = dead.or(better.then_some(Why::Lost));
+                if let Some((relay, why)) = best.zip(dead) {
+                    self.failed.insert(before, now + FAILED);
+                    self.choose(Way::Relay(relay), why, now);
+                    acts.push(Act::Moved { anew: true });
+                } else if self.forgotten && self.relays.get(&before).is_some_and(|leg| leg.is_ready(now)) {
+                    self.forgotten = false;
+                    self.traffic.unanswered = None;
+                    acts.push(Act::Moved { anew: true });
+                }
             }
             (Way::Direct, None) => {
                 // What has carried the tunnel for a while may be trusted again.
@@ -506,21 +575,24 @@ impl Path {
                     self.hold = HOLD;
                 }
             }
-            (Way::Relay(_), None) => {}
         }
     }
 
     /// The relay with the shortest way, of those at which both ends are registered.
-    fn best_relay(&self, now: Time) -> Option<NodeId> {
-        let ready = self.relays.iter().filter(|(_, leg)| leg.is_ready(now));
-        ready.min_by_key(|(relay, leg)| (leg.rtt(), **relay)).map(|(relay, _)| *relay)
+    fn best_relay(&self, except: Option<NodeId>, now: Time) -> Option<NodeId> {
+        let ready = self.relays.iter().filter(|(relay, leg)| Some(**relay) != except && leg.is_ready(now));
+        let rank = |(relay, leg): &(&NodeId, &Leg)| (self.failed.contains_key(relay), leg.rtt(), **relay);
+        ready.min_by_key(rank).map(|(relay, _)| *relay)
     }
 
     fn choose(&mut self, way: Way, why: Why, now: Time) {
         if let Way::Relay(relay) = way {
             self.relays.entry(relay).or_insert_with(|| Leg::new(now));
         }
+        self.left = self.way.relay().or(self.left);
+        self.talked = self.traffic.received.is_some_and(|at| now.since(at) < LOST);
         (self.way, self.why, self.since) = (way, why, now);
+        self.forgotten = false;
         self.traffic.unanswered = None;
         // The other end hears of it at once.
         self.hasten(now);

@@ -308,11 +308,75 @@ fn one_that_was_never_reached_is_relayed_before_anything_is_sent() {
 }
 
 #[test]
-fn a_relay_that_has_forgotten_has_sessions_made_anew_by_the_one_that_leads() {
+fn when_the_relay_has_forgotten_sessions_are_made_anew_once_both_are_registered_again() {
     for leads in [true, false] {
-        let mut path = Path::new(leads, None, false, Time::ZERO);
-        path.found(Way::Relay(relay(2)), Time::ZERO);
-        assert_eq!(path.relay_forgot(&relay(1)), None);
-        assert_eq!(path.relay_forgot(&relay(2)), leads.then_some(Act::Moved { anew: true }));
+        let mut bench = Bench::with_relays(leads);
+        bench.cut(Way::Direct);
+        if leads {
+            bench.run(20 * SECOND);
+        } else {
+            bench.path.found(Way::Relay(relay(2)), bench.now);
+        }
+        let count = bench.moves.len();
+        bench.ready = Vec::new();
+        bench.carries.clear();
+        bench.path.relay_forgot(&relay(2), bench.now);
+        bench.run(SECOND);
+        assert_eq!(bench.moves.len(), count);
+        bench.ready = vec![relay(2)];
+        bench.run(SECOND);
+        let moved: Vec<(Way, bool)> =
+            bench.moves[count..].iter().map(|(_, way, anew)| (*way, *anew)).collect();
+        assert_eq!(moved, if leads { vec![(Way::Relay(relay(2)), true)] } else { vec![] });
+    }
+}
+
+#[test]
+fn relays_that_answer_probes_and_carry_nothing_are_the_last_choice() {
+    let mut bench = Bench::with_relays(true);
+    bench.cut(Way::Direct);
+    bench.carries = vec![Way::Relay(relay(1))];
+    bench.run(60 * SECOND);
+    assert_eq!(bench.path.way(), Way::Relay(relay(1)), "{:?}", bench.moves);
+    let count = bench.moves.len();
+    bench.run(600 * SECOND);
+    assert_eq!(bench.moves.len(), count);
+}
+
+#[test]
+fn what_is_sent_in_one_direction_only_stays_on_a_direct_way_that_works_again() {
+    let mut bench = Bench::with_relays(true);
+    bench.cut(Way::Direct);
+    bench.run(20 * SECOND);
+    bench.answers = false;
+    bench.run(5 * SECOND);
+    bench.open(Way::Direct);
+    for _ in 0..10 {
+        bench.run(10 * SECOND);
+        bench.facts.rx_bytes += 32;
+    }
+    assert_eq!(bench.path.way(), Way::Direct);
+    assert_eq!(bench.moves.len(), 2, "{:?}", bench.moves);
+}
+
+#[test]
+fn what_the_other_end_says_takes_a_bounded_place() {
+    let mut path = Path::new(false, None, false, Time::ZERO);
+    for number in 0..1_000u64 {
+        let relay = NodeId::from_bytes([number as u8; 16]);
+        path.found(Way::Relay(relay), Time::ZERO + Duration::from_secs(number));
+        assert!(path.relays().count() <= KNOWN);
+    }
+}
+
+#[test]
+fn where_nothing_carries_the_tunnel_nobody_is_in_a_hurry() {
+    let mut bench = Bench::with_relays(true);
+    bench.cut(Way::Direct);
+    bench.carries.clear();
+    bench.run(600 * SECOND);
+    assert!(bench.moves.len() <= 100, "{}", bench.moves.len());
+    for pair in bench.moves.windows(2) {
+        assert!(pair[1].0.since(pair[0].0) >= SECOND, "{pair:?}");
     }
 }
