@@ -23,9 +23,8 @@ const MAX_PATHS: usize = 2048;
 /// Paths to members that were never reached, at a time: after a start that may be all.
 const MAX_UNREACHED: usize = 32;
 
-/// Members whose word is needed that this host is behind a NAT, where there are so many; and for how long it counts.
+/// Members whose word is needed that this host is behind a NAT, where there are so many.
 const WITNESSES: usize = 3;
-const WITNESSED_FOR: Duration = Duration::from_secs(600);
 
 /// Answers to these show that a member speaks now.
 const GREETINGS: usize = 128;
@@ -75,8 +74,8 @@ pub(super) struct Paths {
     greetings: VecDeque<(u32, NodeId)>,
     passed: PerSecond<PASSED_OF_ONE, PASSED_OF_ALL>,
     candidates: Option<(Time, Vec<NodeId>)>,
-    /// Who sees this host at an address that it does not have, and when that was.
-    seen_elsewhere: BTreeMap<NodeId, Time>,
+    /// Who sees this host at an address that it does not have.
+    seen_elsewhere: BTreeSet<NodeId>,
     /// So do enough of them.
     behind_nat: bool,
     /// How many more paths to members that were never reached there may be.
@@ -132,6 +131,7 @@ impl Paths {
             self.due.set(id, None);
         }
         self.steps.retain(|id, _| keep(id));
+        self.seen_elsewhere.retain(|id| keep(id));
     }
 }
 
@@ -176,15 +176,13 @@ impl Node {
 
     /// What a member sees as the address of this host. One alone may be mistaken, or lie.
     pub(super) fn seen_at(&mut self, by: NodeId, address: IpAddr) {
-        let now = self.now;
         let Some(host) = self.host.as_ref().filter(|host| !host.addresses.is_empty()) else { return };
         let seen = &mut self.paths.seen_elsewhere;
         if host.addresses.contains(&address.to_canonical()) {
             seen.remove(&by);
-        } else if seen.len() < 2 * WITNESSES || seen.contains_key(&by) {
-            seen.insert(by, now);
+        } else if seen.len() < 2 * WITNESSES {
+            seen.insert(by);
         }
-        seen.retain(|_, at| now.since(*at) < WITNESSED_FOR);
         let others = self.gossip.as_ref().map_or(0, crate::gossip::Gossip::members);
         let behind_nat = !seen.is_empty() && seen.len() >= WITNESSES.min(others);
         if behind_nat && !self.paths.behind_nat {
@@ -314,7 +312,13 @@ impl Node {
         while let Some((_, peer)) = self.paths.due.first().filter(|(due, _)| *due <= now) {
             let wants = self.paths.get(&peer).is_some_and(|path| path.wants_candidates(now));
             let candidates = wants.then(|| self.relay_candidates(&peer));
-            let path = self.paths.all.get_mut(&peer).filter(|path| !path.is_idle(now));
+            let is_reachable = self.is_reachable(&peer);
+            // Who is gone is not looked for unless there is something to say.
+            let is_idle = |path: &Path| {
+                let is_gone = path.is_unreached() && path.way() == Way::Direct && !is_reachable;
+                path.is_idle(now) || (is_gone && !path.is_watched(now))
+            };
+            let path = self.paths.all.get_mut(&peer).filter(|path| !is_idle(path));
             let Some(path) = path else {
                 self.stale |= self.paths.all.remove(&peer).is_some_and(|path| path.is_kept());
                 self.paths.due.set(peer, None);

@@ -295,3 +295,39 @@ fn nothing_is_handed_on_twice_and_no_relay_speaks_for_another_member() {
     hears(&mut sim, follows, address(2), bytes);
     assert_eq!(way(&sim, follows, leads), Way::Relay(id(&sim, 2)));
 }
+
+#[test]
+fn several_members_have_to_see_this_host_behind_a_nat() {
+    let mut sim = cluster(208, 5);
+    meshed(&mut sim, 10 * SECOND);
+    let ids: Vec<NodeId> = (0..5).map(|host| id(&sim, host)).collect();
+    let (own, other) = (address(0).ip(), IpAddr::from([203, 0, 113, 7]));
+    let node = sim.hosts[0].node.as_mut().unwrap();
+    let mut says = |by: usize, address| {
+        node.seen_at(ids[by], address);
+        node.keepalive(&ids[4]) > 0
+    };
+    assert!(!says(1, other) && !says(1, other) && !says(2, other));
+    assert!(says(3, other));
+    assert!(!says(2, own), "who sees it where it is, is no witness any more");
+    assert!(says(4, other));
+}
+
+#[test]
+fn what_another_member_sees_in_a_session_is_said() {
+    let mut sim = cluster(209, 2);
+    meshed(&mut sim, 10 * SECOND);
+    let (dialler, acceptor) = {
+        let other = id(&sim, 1);
+        let session = sim.node(0).direct_session_with(&other).expect("a session");
+        let dialled = sim.node(0).sessions.get(&session).unwrap().way.is_dialled();
+        if dialled { (0, 1) } else { (1, 0) }
+    };
+    let message = crate::message::Message::Seen { address: IpAddr::from([203, 0, 113, 7]) };
+    for (at, from, believed) in [(acceptor, dialler, false), (dialler, acceptor, true)] {
+        let from = id(&sim, from);
+        let session = sim.node(at).direct_session_with(&from).unwrap();
+        sim.input(at, Input::SessionFrame { session, frame: message.encode() });
+        assert_eq!(sim.node(at).keepalive(&from) > 0, believed, "only who has dialled can be told");
+    }
+}
