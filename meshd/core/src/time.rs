@@ -34,6 +34,11 @@ impl Time {
         Duration::from_micros(self.micros())
     }
 
+    /// The moment `span` before; no earlier than the origin.
+    pub fn before(self, span: Duration) -> Self {
+        Self::from_origin(self.since_origin().saturating_sub(span))
+    }
+
     /// Time since `earlier`; zero when `earlier` is later.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(self.micros().saturating_sub(earlier.micros()))

@@ -10,6 +10,7 @@
 //!
 //! The same seed and the same inputs give the same outputs, byte for byte.
 
+mod allowance;
 mod attach;
 mod carry;
 mod copies;

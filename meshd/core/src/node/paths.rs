@@ -11,6 +11,7 @@ use std::time::Duration;
 use mesh_keys::NodeId;
 use rand_core::RngCore as _;
 
+use super::allowance::Allowance;
 use super::datagrams::PerSecond;
 use super::{MIN_TICK, Node, TunnelFacts};
 use crate::gossip::wire::{Part, Writer};
@@ -45,6 +46,15 @@ const ADDRESSES: usize = 4;
 /// Seconds between keepalives where something on the way forgets: NATs keep a mapping for 30 s at the least, mostly.
 pub(super) const KEEPALIVE: u16 = 25;
 
+/// Probes that a node sends in a second where nothing is wrong, and altogether; of the latter so many at once, after a while
+/// without. A node that cannot keep up would else take its ways to be lost, and send still more.
+const ROUTINE: u32 = 50;
+const PROBES: u32 = 250;
+const PROBES_AT_ONCE: u32 = 1000;
+
+/// Pause of a probe that has to wait for others.
+const WAIT: Duration = Duration::from_millis(100);
+
 /// Where a datagram has come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
@@ -73,6 +83,8 @@ pub(super) struct Paths {
     steps: BTreeMap<NodeId, (Step, u64)>,
     greetings: VecDeque<(u32, NodeId)>,
     passed: PerSecond<PASSED_OF_ONE, PASSED_OF_ALL>,
+    routine: Allowance<ROUTINE, ROUTINE>,
+    probes: Allowance<PROBES, PROBES_AT_ONCE>,
     candidates: Option<(Time, Vec<NodeId>)>,
     /// Who sees this host at an address that it does not have.
     seen_elsewhere: BTreeSet<NodeId>,
@@ -201,8 +213,8 @@ impl Node {
     /// Seconds between keepalives to a member; 0: none.
     pub(super) fn keepalive(&self, peer: &NodeId) -> u16 {
         let relayed = self.paths.relay_to(peer).is_some();
-        let kept = self.paths.get(peer).is_some_and(Path::is_kept);
-        let wanted = if relayed { self.leads(peer) } else { self.paths.behind_nat || kept };
+        let opened = self.paths.get(peer).is_some_and(|path| path.is_kept() || path.is_on_trial());
+        let wanted = if relayed { self.leads(peer) } else { self.paths.behind_nat || opened };
         if wanted { KEEPALIVE } else { 0 }
     }
 
@@ -324,11 +336,24 @@ impl Node {
                 self.paths.due.set(peer, None);
                 continue;
             };
-            let alarm = path.searches(now);
+            let urgent = path.searches(now);
+            let has_budget = self.paths.probes.has_one(now) && (urgent || self.paths.routine.has_one(now));
+            if !has_budget {
+                self.paths.due.set(peer, Some(now + WAIT));
+                continue;
+            }
+            let (alarm, was_on_trial) = (path.alarms(now), path.is_on_trial());
             let acts = path.advance(candidates.as_deref(), &mut self.rng, now);
             // What is due at once again waits for the next moment.
             let next = path.next(now).max(now + MIN_TICK);
+            self.stale |= path.is_on_trial() != was_on_trial;
             self.paths.due.set(peer, Some(next));
+            let count = acts.iter().filter(|act| matches!(act, Act::Probe { .. })).count();
+            let count = u32::try_from(count).unwrap_or(u32::MAX);
+            self.paths.probes.take(count);
+            if !urgent {
+                self.paths.routine.take(count);
+            }
             for act in acts {
                 match act {
                     Act::Probe { way, number } => self.send_probe(peer, way, number, alarm),

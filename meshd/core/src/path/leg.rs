@@ -63,6 +63,16 @@ impl Leg {
         self.due = self.due.min(now);
     }
 
+    /// Nothing is probed before this.
+    pub(super) fn wait(&mut self, until: Time) {
+        self.due = until;
+    }
+
+    /// Whether the last probe is not answered yet.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.lost.is_some()
+    }
+
     /// A probe was sent. The next one is due after `pause` when it is answered, and after `impatience` when it is not.
     pub(super) fn sent(&mut self, number: u32, pause: Duration, impatience: Duration, now: Time) {
         if self.lost.is_some_and(|(since, _)| now.since(since) >= super::LOST) {

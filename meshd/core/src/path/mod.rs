@@ -17,7 +17,8 @@
 //! | packets are sent, none comes, though WireGuard would have answered by now (paper, section 6.5) | [`SILENT`] |
 //!
 //! Paths are looked at only where it matters: where something has been sent or received of late, where a relay is in use,
-//! and where the member was never reached. All others cost nothing.
+//! and where the member was never reached. All others cost nothing. A path on which nothing is wrong is probed by the end
+//! that leads; the other one begins when what it sends is not answered.
 //!
 //! What is decided here is pure: time, numbers and candidates are arguments, and what is to be done is returned.
 
@@ -52,10 +53,12 @@ pub const PORT_CLOSED: Duration = Duration::from_secs(6);
 pub const SILENT: Duration = Duration::from_secs(16);
 
 /// A tunnel that carried something within this time is watched.
-pub const WATCHED: Duration = Duration::from_secs(20);
+pub const WATCHED: Duration = Duration::from_secs(6);
 
-/// Bytes that say nothing of whether somebody talks: a keepalive or two, of 32 each (paper, section 5.4.6).
+/// Bytes that say nothing of whether somebody talks: a keepalive or two, of 32 each (paper, section 5.4.6); and with a new
+/// session an initiation, a response and a keepalive (sections 5.4.2 and 5.4.3).
 const KEEPALIVES: u64 = 64;
+const HANDSHAKE: u64 = 148 + 92 + 32;
 
 /// A relay that is not ready after so many probes makes room for another one.
 const ENOUGH_PROBES: u32 = 4;
@@ -82,8 +85,9 @@ const FAILED: Duration = Duration::from_secs(120);
 /// Rounds of a search at full speed; further ones have pauses that double, up to [`IDLE_PACE`].
 const EAGER_ROUNDS: u32 = 8;
 
-/// Answers in a row before the direct way is taken again.
+/// Answers in a row before the direct way is taken again: by a tunnel that carries something, and by an idle one.
 const STREAK: u32 = 3;
+const IDLE_STREAK: u32 = 6;
 
 /// Pause after the direct way has proved useless for the tunnel though probes are answered; it doubles.
 const HOLD: Duration = Duration::from_secs(10);
@@ -163,6 +167,8 @@ pub enum Act {
 #[derive(Clone, Copy, Debug, Default)]
 struct Traffic {
     counters: Option<(u64, u64)>,
+    /// When the session began, as far as the age says.
+    session: Option<Time>,
     received: Option<Time>,
     /// When there was more than keepalives, in either direction.
     busy: Option<Time>,
@@ -193,6 +199,8 @@ pub struct Path {
     left: Option<NodeId>,
     /// Packets came through the tunnel shortly before the way in use was chosen.
     talked: bool,
+    /// The direct way was chosen again while nothing was sent: a new session shows whether it carries the tunnel.
+    on_trial: bool,
     /// The relay in use has lost what it knew: a new session is made once both ends are registered there again.
     forgotten: bool,
     /// When that was last.
@@ -203,6 +211,8 @@ pub struct Path {
     /// Rounds of the search for a relay, and when the next one begins.
     rounds: u32,
     next_round: Time,
+    /// When a relay was searched last.
+    searched: Time,
 }
 
 impl Path {
@@ -223,12 +233,14 @@ impl Path {
             failed: BTreeMap::new(),
             left: None,
             talked: false,
+            on_trial: false,
             forgotten: false,
             forgot: None,
             held: None,
             hold: HOLD,
             rounds: 0,
             next_round: now,
+            searched: now,
         }
     }
 
@@ -259,7 +271,8 @@ impl Path {
 
     /// Whether the path needs no attention: the tunnel goes directly, carries nothing, and nothing is to be remembered.
     pub fn is_idle(&self, now: Time) -> bool {
-        let remembers = self.hold > HOLD || (self.why == Why::Restored && now.since(self.since) < PROMOTED);
+        let remembers = self.held.is_some_and(|held| now < held + self.hold)
+            || (self.why == Why::Restored && now.since(self.since) < PROMOTED);
         self.way == Way::Direct && !self.unreached && !self.is_watched(now) && !remembers
     }
 
@@ -275,8 +288,26 @@ impl Path {
 
     /// Whether something was sent or received of late, or the other end says that it would like to.
     pub fn is_watched(&self, now: Time) -> bool {
-        let last = [self.traffic.busy, self.alarmed].into_iter().flatten().max();
-        last.is_some_and(|last| now.since(last) < WATCHED)
+        self.is_busy(now) || self.is_alarmed(now)
+    }
+
+    fn is_busy(&self, now: Time) -> bool {
+        self.traffic.busy.is_some_and(|at| now.since(at) < WATCHED)
+    }
+
+    fn is_alarmed(&self, now: Time) -> bool {
+        self.alarmed.is_some_and(|at| now.since(at) < WATCHED)
+    }
+
+    /// Whether this end itself would send something, and the way is in doubt: the other end is to look at it, too. What
+    /// the other end has said of itself is not said back.
+    pub fn alarms(&self, now: Time) -> bool {
+        (self.is_busy(now) || (self.unreached && self.way == Way::Direct)) && self.searches(now)
+    }
+
+    /// Whether the direct way was chosen while nothing was sent: a keepalive begins a session, to see whether it carries.
+    pub fn is_on_trial(&self) -> bool {
+        self.on_trial
     }
 
     /// Whether keepalives hold the direct way open.
@@ -303,6 +334,13 @@ impl Path {
         let was_watched = self.is_watched(now);
         let traffic = &mut self.traffic;
         traffic.has_session = facts.handshake_age.is_some_and(|age| age < SESSION_AGE);
+        let session = facts.handshake_age.map(|age| now.before(age));
+        // The age is in whole seconds.
+        let is_new = session > traffic.session.map(|at| at + Duration::from_secs(2));
+        if is_new {
+            traffic.session = session;
+        }
+        let nothing = if is_new { KEEPALIVES + HANDSHAKE } else { KEEPALIVES };
         let (received, sent) = (facts.rx_bytes, facts.tx_bytes);
         // Counters start again with a peer that is made anew.
         let before = traffic.counters.replace((received, sent));
@@ -311,8 +349,8 @@ impl Path {
             traffic.received = Some(now);
             traffic.unanswered = None;
         }
-        let says = sent > before.1 + KEEPALIVES;
-        if says || received > before.0 + KEEPALIVES {
+        let says = sent > before.1 + nothing;
+        if says || received > before.0 + nothing {
             traffic.busy = Some(now);
         }
         if says && received == before.0 {
@@ -386,7 +424,9 @@ impl Path {
         } else if let Some(candidates) = candidates {
             self.search(candidates, now);
         }
-        if self.left().is_some() && !searching && now.since(self.since) > PROMOTED {
+        if searching {
+            self.searched = now;
+        } else if self.way == Way::Direct && now.since(self.since.max(self.searched)) > PROMOTED {
             // What was held ready for the case that the direct way does not hold.
             self.relays.clear();
         }
@@ -423,8 +463,11 @@ impl Path {
         }
         let unanswered = since(traffic.unanswered);
         if self.way == Way::Direct {
-            let on_trial = now.since(self.since) < PROMOTED && self.why == Why::Restored;
-            if on_trial && self.talked && unanswered >= LOST * 2 {
+            let restored = now.since(self.since) < PROMOTED && self.why == Why::Restored;
+            if restored && self.talked && unanswered >= LOST * 2 {
+                return Some(Why::PortClosed);
+            }
+            if self.on_trial && now.since(self.since) >= PORT_CLOSED {
                 return Some(Why::PortClosed);
             }
             if !leg.was_answered() && !traffic.has_session && !comes {
@@ -466,6 +509,10 @@ impl Path {
     fn probe_direct(&mut self, acts: &mut Vec<Act>, rng: &mut impl RngCore, now: Time) {
         if self.direct.due() > now {
             return;
+        }
+        let in_doubt = self.traffic.unanswered.is_some() || self.unreached || self.direct.is_doubtful();
+        if self.way == Way::Direct && !self.leads && !in_doubt && !self.is_alarmed(now) {
+            return self.direct.wait(now + FAST_PACE);
         }
         let lost = self.direct.lost_for(now) >= LOST_ONE_WAY;
         let (pause, impatience) = match (self.way, self.is_watched(now)) {
@@ -536,14 +583,19 @@ impl Path {
     }
 
     fn decide(&mut self, dead: Option<Why>, acts: &mut Vec<Act>, now: Time) {
-        let direct_works = self.direct.streak() >= STREAK
+        let is_watched = self.is_watched(now);
+        let direct_works = self.direct.streak() >= if is_watched { STREAK } else { IDLE_STREAK }
             && self.direct.works(now)
-            && self.is_watched(now)
             && self.held.is_none_or(|held| held <= now);
+        if self.traffic.has_session && self.traffic.session > Some(self.since) {
+            self.on_trial = false;
+        }
         match (self.way, dead) {
             (Way::Relay(_), _) if direct_works => {
                 self.choose(Way::Direct, Why::Restored, now);
-                acts.push(Act::Moved { anew: false });
+                // Nobody is there to miss the session, and only a new one shows that the way carries the tunnel.
+                self.on_trial = !is_watched;
+                acts.push(Act::Moved { anew: self.on_trial });
             }
             (Way::Direct, Some(why)) => {
                 let Some(relay) = self.best_relay(None, now) else { return };
@@ -592,7 +644,7 @@ impl Path {
         self.left = self.way.relay().or(self.left);
         self.talked = self.traffic.received.is_some_and(|at| now.since(at) < LOST);
         (self.way, self.why, self.since) = (way, why, now);
-        self.forgotten = false;
+        (self.forgotten, self.on_trial) = (false, false);
         self.traffic.unanswered = None;
         // The other end hears of it at once.
         self.hasten(now);

@@ -109,7 +109,7 @@ impl Bench {
         // The counters are looked at once a second.
         if now.since_origin().subsec_millis() < 50 {
             let through = self.carries.contains(&self.path.way());
-            if through && self.sends {
+            if through && (self.sends || self.path.is_on_trial()) {
                 self.session = Some(now);
             }
             self.facts.handshake_age = self.session.map(|at| now.since(at));
@@ -169,6 +169,89 @@ fn nobody_probes_what_is_idle() {
     assert!(!bench.path.is_idle(bench.now));
     let count: u32 = bench.probes.values().sum();
     assert!((30..150).contains(&count), "{:?}", bench.probes);
+}
+
+#[test]
+fn where_nothing_is_wrong_one_end_alone_probes() {
+    let mut bench = Bench::with_relays(false);
+    bench.path = Path::new(false, Some(bench.now), false, bench.now);
+    bench.run(60 * SECOND);
+    assert!(bench.probes.is_empty(), "{:?}", bench.probes);
+    assert!(!bench.path.alarms(bench.now));
+    bench.cut(Way::Direct);
+    bench.run(3 * SECOND);
+    assert!(bench.path.alarms(bench.now), "it has something to send, and nothing comes");
+    assert!(bench.path.relays().any(|(_, leg)| leg.is_ready(bench.now)), "and a way to say so");
+    bench.open(Way::Direct);
+    bench.run(PROMOTED + 5 * SECOND);
+    bench.probes.clear();
+    bench.run(60 * SECOND);
+    assert!(bench.probes.is_empty(), "{:?}", bench.probes);
+}
+
+#[test]
+fn what_the_other_end_says_of_itself_is_not_said_back() {
+    let mut bench = Bench::new(true);
+    bench.path = Path::new(true, Some(bench.now), false, bench.now);
+    (bench.sends, bench.answers) = (false, false);
+    bench.cut(Way::Direct);
+    bench.path.alarm(false, bench.now);
+    let mut searched = false;
+    for _ in 0..10 {
+        bench.run(SECOND);
+        searched |= bench.path.searches(bench.now);
+        assert!(!bench.path.alarms(bench.now));
+    }
+    assert!(searched && bench.path.is_idle(bench.now), "the alarm has had its effect, and is over");
+}
+
+#[test]
+fn a_handshake_and_keepalives_are_no_talk() {
+    let now = Time::from_origin(Duration::from_secs(1000));
+    let facts = |rx_bytes, tx_bytes, age| TunnelFacts {
+        rx_bytes,
+        tx_bytes,
+        handshake_age: Some(Duration::from_secs(age)),
+        ..TunnelFacts::default()
+    };
+    for (begins, answers) in [(148 + 32, 92 + 32), (92 + 32, 148 + 32), (148 + 92 + 32, 148 + 92 + 32)] {
+        let mut path = Path::new(true, Some(now), false, now);
+        path.observe(&facts(1_000, 1_000, 119), now);
+        path.observe(&facts(1_000 + answers, 1_000 + begins, 0), now + SECOND);
+        assert!(path.is_idle(now + SECOND));
+        // Not new: somebody wants something.
+        path.observe(&facts(1_000 + answers, 1_000 + 2 * begins, 1), now + 2 * SECOND);
+        assert!(path.is_watched(now + 2 * SECOND));
+    }
+}
+
+#[test]
+fn an_idle_tunnel_leaves_its_relay_too_and_shows_by_a_new_session_that_it_may() {
+    for carries in [true, false] {
+        let mut bench = Bench::with_relays(true);
+        bench.cut(Way::Direct);
+        bench.run(20 * SECOND);
+        (bench.sends, bench.answers) = (false, false);
+        bench.run(60 * SECOND);
+        assert_eq!(bench.moves.len(), 1);
+        bench.open(Way::Direct);
+        if !carries {
+            bench.carries.retain(|way| *way != Way::Direct);
+        }
+        let (took, way, anew) = bench.moved(90 * SECOND).expect("the direct way");
+        assert_eq!((way, anew), (Way::Direct, true), "after {took:?}");
+        assert!(bench.path.is_on_trial());
+        if carries {
+            bench.run(PROMOTED + 2 * SECOND);
+            assert!(bench.path.is_idle(bench.now) && bench.moves.len() == 2);
+        } else {
+            let (took, way, _) = bench.moved(10 * SECOND).expect("the relay again");
+            assert!(way != Way::Direct && took <= PORT_CLOSED + SECOND, "{way:?} after {took:?}");
+            bench.run(3600 * SECOND);
+            let tries = bench.moves.iter().filter(|(_, way, _)| *way == Way::Direct).count();
+            assert!((3..=10).contains(&tries), "{:?}", bench.moves);
+        }
+    }
 }
 
 #[test]

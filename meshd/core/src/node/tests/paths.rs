@@ -331,3 +331,26 @@ fn what_another_member_sees_in_a_session_is_said() {
         assert_eq!(sim.node(at).keepalive(&from) > 0, believed, "only who has dialled can be told");
     }
 }
+
+#[test]
+fn who_falls_silent_is_left_alone_whatever_was_wrong_before() {
+    let mut sim = cluster(230, 2);
+    meshed(&mut sim, 30 * SECOND);
+    // Tunnels that carry nothing, between control ports that do, and no relay that might help.
+    let mut facts = TunnelFacts::default();
+    let mut seconds = |sim: &mut Sim, count, bytes| {
+        for _ in 0..count {
+            sim.run(SECOND);
+            facts.tx_bytes += bytes;
+            for (host, other) in [(0, 1), (1, 0)] {
+                let key = sim.hosts[other].lane.public();
+                sim.input(host, Input::Tunnels(BTreeMap::from([(key, facts)])));
+            }
+        }
+    };
+    seconds(&mut sim, 30, 1_000);
+    assert!([0, 1].iter().all(|host| sim.node(*host).paths.get(&id(&sim, 1 - *host)).is_some()));
+    seconds(&mut sim, 30, 0);
+    assert!([0, 1].iter().all(|host| sim.node(*host).paths.get(&id(&sim, 1 - *host)).is_none()));
+    sim.check();
+}
