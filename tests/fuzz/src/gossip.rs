@@ -93,7 +93,9 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             wire::Part::Probe { number: 2, relay: Some(WORLD.founder.node_id()), alarm: true },
             wire::Part::ProbeAnswer { number: 3, ready: true, seen: Some(([192, 0, 2, 1], 6783).into()) },
             wire::Part::Pass { to: WORLD.founder.node_id(), datagram: vec![0x31; 40] },
+            wire::Part::PassedFrom { address: ([192, 0, 2, 1], 6783).into() },
             wire::Part::Passed { datagram: vec![0x31; 40] },
+            wire::Part::LaneAt { address: ([192, 0, 2, 1], 6784).into() },
         ],
     );
     let key = mesh_keys::WgPublic::from_bytes([5; 32]);

@@ -62,7 +62,7 @@ fn random_life(me: &Insider<'_>, subject: &NodeId, dice: &mut Dice) -> Life {
 fn lie(me: &Insider<'_>, others: &[NodeId], dice: &mut Dice) -> Option<Part> {
     let (victim, other) = (dice.pick(others)?, dice.pick(others)?);
     let number = u32::from_le_bytes(dice.bytes());
-    match dice.below(14) {
+    match dice.below(16) {
         0 => Some(Part::Ping { number }),
         1 => Some(Part::Ack { number }),
         2 => Some(Part::Ask { number, target: victim }),
@@ -77,6 +77,8 @@ fn lie(me: &Insider<'_>, others: &[NodeId], dice: &mut Dice) -> Option<Part> {
             address: ([192, 0, 2, 1], 9).into(),
             known: false,
         }),
+        14 => Some(Part::PassedFrom { address: ([192, 0, 2, 1], 9).into() }),
+        15 => Some(Part::LaneAt { address: ([192, 0, 2, 1], 9).into() }),
         // Its own vote, which is its right: the accused answers.
         4 => {
             let life = random_life(me, &victim, dice);

@@ -8,6 +8,7 @@ use mesh_keys::NodeId;
 use crate::evil;
 use crate::host::Host;
 use crate::model::SECRET;
+use crate::nat::NatKind;
 use crate::queue::Event;
 use crate::settings::Fault;
 use crate::world::World;
@@ -31,11 +32,10 @@ impl World {
     /// Founds a cluster of `nodes` hosts that start within a few seconds of each other.
     pub fn found(&mut self) {
         let nodes = self.settings.nodes;
-        let nat = self.settings.network.nat;
         let seeds: Vec<usize> = (0..nodes).collect();
         for at in 0..nodes {
-            let behind_nat = at > 2 && self.dice.chance(nat);
-            self.add_host(seeds.clone(), SECRET, behind_nat);
+            let nat = if at > 2 { self.some_nat() } else { None };
+            self.add_host(seeds.clone(), SECRET, nat);
             let after = self.dice.span(Duration::ZERO, Duration::from_secs(3));
             self.queue.put(after, at, 0, Event::Relief(Relief::Start));
             self.populate(at);
@@ -199,7 +199,7 @@ impl World {
             which => backups[which - 2].clone(),
         };
         // Whoever copies the disk copies the key file with it.
-        let copy = self.add_host(seeds, self.hosts[at].secret, false);
+        let copy = self.add_host(seeds, self.hosts[at].secret, None);
         self.hosts[copy].disk = disk;
         self.hosts[copy].token = token;
         let alone = self.dice.chance(5_000);
@@ -230,9 +230,14 @@ impl World {
             return None;
         }
         let seeds = (0..self.settings.nodes).collect();
-        let nat = self.settings.network.nat;
-        let behind_nat = self.dice.chance(nat);
-        Some(self.add_host(seeds, secret, behind_nat))
+        let nat = self.some_nat();
+        Some(self.add_host(seeds, secret, nat))
+    }
+
+    /// A host has a NAT in front of it, of any kind, or none.
+    fn some_nat(&mut self) -> Option<NatKind> {
+        let kinds: Vec<NatKind> = NatKind::all().collect();
+        self.dice.chance(self.settings.network.nat).then(|| self.dice.pick(&kinds))?
     }
 
     fn remove_one(&mut self, by: usize) {

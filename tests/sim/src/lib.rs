@@ -9,7 +9,7 @@
 //! | [`settings`] | what a run is like |
 //! | [`world`] | all hosts under one clock; carries out what nodes want, as the daemon does |
 //! | [`node`] | the one place that knows the node's inputs and outputs |
-//! | [`network`], [`links`] | delay, loss, cuts, NAT; control sessions on top |
+//! | [`network`], [`nat`], [`links`] | delay, loss, cuts, NATs; control sessions on top |
 //! | [`host`], [`pods`] | disk, kernel, daemon; the container runtime |
 //! | [`faults`], [`clocks`] | what goes wrong; wall clocks, and what depends on them |
 //! | `operators` | what operators decide, with and without an admin key |
@@ -36,6 +36,7 @@ pub mod healing;
 pub mod host;
 pub mod links;
 pub mod model;
+pub mod nat;
 pub mod network;
 pub mod node;
 mod operators;

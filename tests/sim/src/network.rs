@@ -7,13 +7,11 @@ use std::time::Duration;
 use mesh_core::time::Time;
 
 use crate::dice::Dice;
+use crate::nat::{Nat, NatKind};
 use crate::settings::{Chance, NetworkSettings};
 
 /// UDP and TCP port of the control plane.
 pub const CONTROL_PORT: u16 = 6783;
-
-/// How long a NAT keeps a mapping that nothing passes through.
-const MAPPING_LIFE: Duration = Duration::from_secs(30);
 
 /// Where a host is on the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,10 +83,7 @@ pub struct Network {
     slow: BTreeMap<usize, Duration>,
     /// What splits and cuts there were, each with when it ended.
     past: Vec<(Time, Closed)>,
-    /// Host behind NAT, its port and destination → its port outside, and since when nothing passed.
-    mappings: BTreeMap<(usize, u16, SocketAddr), (u16, Time)>,
-    /// Counts the mappings: their ports.
-    mapped: u64,
+    nats: BTreeMap<usize, Nat>,
 }
 
 impl Network {
@@ -104,21 +99,24 @@ impl Network {
             extra_loss: 0,
             slow: BTreeMap::new(),
             past: Vec::new(),
-            mappings: BTreeMap::new(),
-            mapped: 0,
+            nats: BTreeMap::new(),
         }
     }
 
-    /// Adds the next host.
-    pub fn add(&mut self, behind_nat: bool) -> Place {
+    /// Adds the next host, and a NAT in front of it.
+    pub fn add(&mut self, nat: Option<NatKind>) -> Place {
         let host = self.places.len();
-        let place = Place::of(host, behind_nat);
+        let place = Place::of(host, nat.is_some());
         self.places.push(place);
         self.hosts.insert(place.own, host);
-        if let Some(nat) = place.nat {
-            self.hosts.insert(nat, host);
-        }
+        self.hosts.extend(place.nat.map(|nat| (nat, host)));
+        self.nats.extend(nat.map(|kind| (host, Nat::new(kind))));
         place
+    }
+
+    /// What the NAT in front of a host is like, if there is one.
+    pub fn nat(&self, host: usize) -> Option<NatKind> {
+        self.nats.get(&host).map(Nat::kind)
     }
 
     /// Where a host is.
@@ -194,37 +192,20 @@ impl Network {
     pub fn source(&mut self, from: usize, port: u16, to: SocketAddr, now: Time) -> SocketAddr {
         let sender = self.place(from);
         let Some(nat) = sender.nat else { return SocketAddr::new(sender.own, port) };
-        let outside = 20_000 + u16::try_from(self.mapped % 40_000).unwrap_or_default();
-        let mapped = &mut self.mapped;
-        let mapping = self.mappings.entry((from, port, to)).or_insert_with(|| {
-            *mapped += 1;
-            (outside, now)
-        });
-        mapping.1 = now;
-        SocketAddr::new(nat, mapping.0)
+        let port = self.nats.get_mut(&from).map_or(port, |nat| nat.sends(port, to, now));
+        SocketAddr::new(nat, port)
     }
 
     /// The host, and the port of it, that a datagram gets to, as far as addresses and NATs go.
     pub fn destination(&mut self, source: SocketAddr, to: SocketAddr, now: Time) -> Option<(usize, u16)> {
         let host = self.host_at(to.ip())?;
         let Some(nat) = self.place(host).nat else { return Some((host, to.port())) };
-        // Only what answers a datagram of its own comes in.
-        let open = self.mappings.iter_mut().find(|((inside, _, outside), (port, _))| {
-            *inside == host && *outside == source && *port == to.port()
-        });
-        let ((_, port, _), (_, used)) = open.filter(|_| nat == to.ip())?;
-        *used = now;
-        Some((host, *port))
-    }
-
-    /// NATs forget what nothing passes through.
-    pub fn forget_mappings(&mut self, now: Time) {
-        self.mappings.retain(|_, (_, used)| now.since(*used) < MAPPING_LIFE);
+        let port = self.nats.get_mut(&host).filter(|_| nat == to.ip())?.receives(source, to.port(), now)?;
+        Some((host, port))
     }
 
     /// Sends a datagram from a port of a host to the control port of another: none, one or two arrive.
     pub fn datagram(&mut self, from: usize, port: u16, to: SocketAddr, now: Time) -> Vec<Flight> {
-        self.forget_mappings(now);
         let source = self.source(from, port, to, now);
         let arrives = self.destination(source, to, now).filter(|(_, port)| *port == CONTROL_PORT);
         let Some((host, _)) = arrives else { return Vec::new() };
@@ -264,7 +245,7 @@ impl Network {
 
     /// All NATs forget their mappings: what comes in is lost until something goes out, by another port.
     pub fn reboot_nats(&mut self) {
-        self.mappings.clear();
+        self.nats.values_mut().for_each(Nat::reboot);
     }
 
     /// Loses more packets.
@@ -294,12 +275,16 @@ impl Network {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nat::{Depends, MAPPING_LIFE};
+
+    const SYMMETRIC: NatKind =
+        NatKind { mapping: Depends::AddressAndPort, filtering: Depends::AddressAndPort };
 
     fn network(nats: &[bool]) -> Network {
         let settings = NetworkSettings { loss: 0, duplicates: 0, ..NetworkSettings::default() };
         let mut network = Network::new(settings, 7);
         nats.iter().for_each(|nat| {
-            network.add(*nat);
+            network.add(nat.then_some(SYMMETRIC));
         });
         network
     }
@@ -350,7 +335,7 @@ mod tests {
         let settings = NetworkSettings { loss: 1_000, duplicates: 1_000, ..NetworkSettings::default() };
         let mut network = Network::new(settings, 3);
         (0..2).for_each(|_| {
-            network.add(false);
+            network.add(None);
         });
         let to = control(network.place(1).own);
         let counts = (0..10_000).map(|_| network.datagram(0, CONTROL_PORT, to, Time::ZERO).len());

@@ -102,6 +102,7 @@ impl World {
         let epoch = self.hosts[at].epoch;
         self.queue.put(LOOK_EVERY, at, epoch, Event::Look);
         if self.settings.tunnels {
+            self.queue.put(LOOK_AT_TUNNELS / 2, at, epoch, Event::Traffic);
             self.queue.put(LOOK_AT_TUNNELS, at, epoch, Event::Tunnels);
         }
     }

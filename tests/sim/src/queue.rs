@@ -38,7 +38,9 @@ pub enum Event {
     Evil,
     /// Who listens on the network repeats something.
     Outsider,
-    /// Packets go through the tunnels of a host, and its daemon looks at the counters.
+    /// Packets go through the tunnels of a host.
+    Traffic,
+    /// Its daemon looks at the counters.
     Tunnels,
     /// Something that was broken is mended.
     Relief(Relief),
@@ -119,7 +121,12 @@ impl Queue {
             Event::Written(_, files) if (entry.host, entry.epoch) == (host, epoch) => Some(files.clone()),
             Event::Written(..) | Event::Tick | Event::Tell(_) | Event::Apply | Event::Called(_) => None,
             Event::Opened(..) | Event::Arrived(..) | Event::Expired(_) | Event::Pods | Event::Look => None,
-            Event::Evil | Event::Outsider | Event::Tunnels | Event::Relief(_) | Event::Fault => None,
+            Event::Evil
+            | Event::Outsider
+            | Event::Traffic
+            | Event::Tunnels
+            | Event::Relief(_)
+            | Event::Fault => None,
         })
     }
 }

@@ -53,7 +53,7 @@ impl World {
         self.range = RANGE;
         let nodes = self.settings.nodes;
         for _ in 0..nodes {
-            self.add_host(vec![0], SECRET, false);
+            self.add_host(vec![0], SECRET, None);
         }
         let keys = self.common_keys(linked);
         let group = StoredGroup { keys: vec![(0, GroupKey::generate(self.dice.rng()))] };

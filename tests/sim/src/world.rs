@@ -17,6 +17,7 @@ use crate::evil::Adversary;
 use crate::host::Host;
 use crate::links::{Arrival, Links, Piece};
 use crate::model::{Breach, Model, SECRET};
+use crate::nat::NatKind;
 use crate::network::Network;
 use crate::node::{self, Act};
 use crate::operators;
@@ -132,9 +133,9 @@ impl World {
     }
 
     /// Adds a host that is off.
-    pub fn add_host(&mut self, seeds: Vec<usize>, secret: u8, behind_nat: bool) -> usize {
+    pub fn add_host(&mut self, seeds: Vec<usize>, secret: u8, nat: Option<NatKind>) -> usize {
         let at = self.hosts.len();
-        self.network.add(behind_nat);
+        self.network.add(nat);
         let host = Host::new(at, seeds, secret, &mut self.dice);
         self.model.meet(&host);
         self.hosts.push(host);
@@ -179,6 +180,7 @@ impl World {
             | Event::Apply
             | Event::Opened(..)
             | Event::Arrived(..)
+            | Event::Traffic
             | Event::Tunnels
             | Event::Look => {
                 let alive = self.hosts.get(host).is_some_and(|h| h.epoch == epoch && h.process.is_some());
@@ -253,6 +255,7 @@ impl World {
                 }
             }
             Event::Look => self.look(at),
+            Event::Traffic => self.send_through_tunnels(at),
             Event::Tunnels => self.look_at_tunnels(at),
             Event::Called(_)
             | Event::Expired(_)

@@ -443,7 +443,9 @@ impl Gossip {
             | Part::Pass { .. }
             | Part::Passed { .. }
             | Part::LaneHello { .. }
-            | Part::LaneSeen { .. } => {}
+            | Part::LaneSeen { .. }
+            | Part::PassedFrom { .. }
+            | Part::LaneAt { .. } => {}
             Part::Sums(sums) => reply.sums.extend(sums),
             // What would not be answered is not looked up.
             Part::List { .. } | Part::Want(_) if self.budget == 0 => {}

@@ -112,6 +112,16 @@ pub enum Part {
         /// Whether it did so before already, and knows the sessions of the lane.
         known: bool,
     },
+    /// Where what comes in the next [`Part::Passed`] was sent from.
+    PassedFrom {
+        /// As the sender of this one sees it.
+        address: SocketAddr,
+    },
+    /// Where the sender's lane is seen by the relay that hands this on.
+    LaneAt {
+        /// As it has said.
+        address: SocketAddr,
+    },
     /// An item, as its kind has it.
     Item {
         /// What it is.
@@ -130,7 +140,9 @@ impl Part {
             | Self::Pass { .. }
             | Self::Passed { .. }
             | Self::LaneHello { .. }
-            | Self::LaneSeen { .. } => true,
+            | Self::LaneSeen { .. }
+            | Self::PassedFrom { .. }
+            | Self::LaneAt { .. } => true,
             Self::Ping { .. }
             | Self::Ack { .. }
             | Self::Ask { .. }
@@ -158,6 +170,8 @@ const PASS: u8 = 11;
 const PASSED: u8 = 12;
 const LANE_HELLO: u8 = 13;
 const LANE_SEEN: u8 = 14;
+const PASSED_FROM: u8 = 15;
+const LANE_AT: u8 = 16;
 /// And the kind of the item: none of the others may come here.
 const ITEM: u8 = 0x40;
 
@@ -206,6 +220,8 @@ impl Writer {
             Part::LaneSeen { key, serial, address, known } => {
                 self.write(LANE_SEEN, &(key, serial, address, known))
             }
+            Part::PassedFrom { address } => self.write(PASSED_FROM, address),
+            Part::LaneAt { address } => self.write(LANE_AT, address),
             Part::Item { kind, bytes } => self.push_item(*kind, bytes),
         }
     }
@@ -294,6 +310,8 @@ fn part(kind: u8, body: &[u8]) -> Option<Result<Part, Malformed>> {
             address,
             known,
         }),
+        PASSED_FROM => fields(kind, body).map(|address| Part::PassedFrom { address }),
+        LANE_AT => fields(kind, body).map(|address| Part::LaneAt { address }),
         ITEM..0x80 => Ok(Part::Item { kind: Kind(kind & !ITEM), bytes: body.to_vec() }),
         _ => return None,
     };
@@ -330,6 +348,8 @@ mod tests {
             Part::Pass { to: node, datagram: vec![6; 60] },
             Part::Passed { datagram: vec![7; 60] },
             Part::LaneHello { key: WgPublic::from_bytes([8; 32]), serial: u64::MAX },
+            Part::PassedFrom { address: ([192, 0, 2, 1], 6783).into() },
+            Part::LaneAt { address: ([192, 0, 2, 1], 20_000).into() },
             Part::LaneSeen {
                 key: WgPublic::from_bytes([8; 32]),
                 serial: 9,

@@ -230,7 +230,11 @@ impl Node {
             .records()
             .map(|(id, _)| *id)
             .filter(|id| *id != self.id && id != node && self.is_reachable(id))
-            .filter(|id| self.datagrams.address(id).is_some() || self.direct_session_with(id).is_some())
+            .filter(|id| {
+                // Who is behind a NAT may be reached by datagrams, and cannot be called.
+                let is_callable = self.datagrams.address(id).is_some() && !self.is_mapped(id);
+                is_callable || self.direct_session_with(id).is_some()
+            })
             .collect();
         carriers.sort_unstable_by_key(|id| number(id) ^ pair);
         carriers

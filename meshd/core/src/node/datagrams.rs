@@ -31,6 +31,9 @@ const MAX_SECRETS: usize = 256;
 /// An address that was silent for this long is not the only one tried.
 const STALE: Duration = Duration::from_secs(10);
 
+/// A member that was silent for this long, and speaks from another address, is there now.
+const MOVED: Duration = Duration::from_secs(2);
+
 /// Addresses tried at a time, while none is known to work.
 const TRIED: u16 = 3;
 
@@ -253,24 +256,37 @@ impl Node {
         }
         self.gossip_received(sender, &opened.payload, proved);
         self.send_gossip(Some((sender, from)), if proved { usize::MAX } else { 1 });
+        let mut passed_from = None;
         for part in parts {
-            self.on_path_part(sender, Origin::Address(from, to), part, proved);
+            match part {
+                Part::PassedFrom { address } => passed_from = Some(address),
+                Part::Passed { datagram } if proved => self.on_passed(sender, passed_from.take(), &datagram),
+                part => self.on_path_part(sender, Origin::Address(from, to), part, proved),
+            }
         }
     }
 
-    /// A relay hands on what a member has sealed for this node.
-    pub(super) fn on_passed(&mut self, relay: NodeId, bytes: &[u8]) {
+    /// A relay hands on what a member has sealed for this node; and sees that one at `source`.
+    fn on_passed(&mut self, relay: NodeId, source: Option<SocketAddr>, bytes: &[u8]) {
         let from = self.datagrams.address(&relay);
         let Some((opened, proved)) = from.and_then(|from| self.open(from, bytes)) else { return };
         let sender = opened.sender;
         if sender == relay || self.gossip.as_ref().is_none_or(|gossip| !gossip.is_member(&sender)) {
             return;
         }
+        let mut lane = None;
         for part in wire::read(&opened.payload).flatten() {
-            // Nothing is handed on twice.
-            if matches!(part, Part::Probe { .. } | Part::ProbeAnswer { .. }) {
-                self.on_path_part(sender, Origin::Relay(relay), part, proved);
+            match part {
+                Part::LaneAt { address } => lane = Some(address),
+                Part::Probe { .. } | Part::ProbeAnswer { .. } => {
+                    self.on_path_part(sender, Origin::Relay(relay), part, proved);
+                }
+                // Nothing is handed on twice.
+                _ => {}
             }
+        }
+        if let Some(source) = source.filter(|_| proved) {
+            self.mapped_at(sender, source, lane);
         }
     }
 
@@ -316,7 +332,7 @@ impl Node {
         let address = contact.address();
         if address == Some(from) {
             contact.heard = now;
-        } else if address.is_none() || now.since(contact.heard) >= STALE {
+        } else if address.is_none() || now.since(contact.heard) >= MOVED {
             tracing::debug!(peer = %sender.short(), %from, "datagrams come from here");
             contact.set_address(from);
             contact.heard = now;

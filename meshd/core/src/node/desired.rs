@@ -261,7 +261,7 @@ impl Node {
         let heard = session.or(gossip);
         let called = self.dialer.last_good(id).map(|address| address.ip());
         let address = heard.or(called).or_else(|| record.endpoints.first().copied());
-        let endpoint = address.map(|ip| SocketAddr::new(ip, lane.port));
+        let endpoint = address.map(|ip| self.lane_at(id, record, lane, ip));
         let facts = self.tunnels.get(&lane.key).copied().unwrap_or_default();
         let stale = facts.handshake_age.is_some_and(|age| age > HANDSHAKE_STALE);
         let forced = self.paths.is_forced(id) || (stale && heard.is_some());

@@ -21,6 +21,7 @@ mod gossip;
 mod ipam;
 mod join;
 mod leave;
+mod nat;
 mod overlap;
 mod paths;
 mod policy;
@@ -521,6 +522,7 @@ pub struct Node {
     tries: tries::Watch,
     pairs: psk::Pairs,
     paths: paths::Paths,
+    nats: nat::Nats,
     registrations: registrations::Registrations,
     /// Whose each tunnel key is.
     owners: BTreeMap<WgPublic, NodeId>,
@@ -620,6 +622,7 @@ impl Node {
             tries: tries::Watch::default(),
             pairs: psk::Pairs::restore(stored.keys),
             paths: paths::Paths::default(),
+            nats: nat::Nats::default(),
             registrations: registrations::Registrations::default(),
             owners: BTreeMap::new(),
             tunnels: BTreeMap::new(),

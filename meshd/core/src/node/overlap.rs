@@ -27,7 +27,7 @@ impl Node {
         self.host = Some(facts);
         if moved {
             self.dialer.reset_backoff();
-            self.paths_host_changed();
+            self.nats_host_changed();
         }
         self.refresh_record();
         self.check_overlap();

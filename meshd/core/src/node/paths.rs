@@ -24,9 +24,6 @@ const MAX_PATHS: usize = 2048;
 /// Paths to members that were never reached, at a time: after a start that may be all.
 const MAX_UNREACHED: usize = 32;
 
-/// Members whose word is needed that this host is behind a NAT, where there are so many.
-const WITNESSES: usize = 3;
-
 /// Answers to these show that a member speaks now.
 const GREETINGS: usize = 128;
 
@@ -86,10 +83,6 @@ pub(super) struct Paths {
     routine: Allowance<ROUTINE, ROUTINE>,
     probes: Allowance<PROBES, PROBES_AT_ONCE>,
     candidates: Option<(Time, Vec<NodeId>)>,
-    /// Who sees this host at an address that it does not have.
-    seen_elsewhere: BTreeSet<NodeId>,
-    /// So do enough of them.
-    behind_nat: bool,
     /// How many more paths to members that were never reached there may be.
     unreached_room: usize,
 }
@@ -143,7 +136,6 @@ impl Paths {
             self.due.set(id, None);
         }
         self.steps.retain(|id, _| keep(id));
-        self.seen_elsewhere.retain(|id| keep(id));
     }
 }
 
@@ -186,35 +178,11 @@ impl Node {
         }
     }
 
-    /// What a member sees as the address of this host. One alone may be mistaken, or lie.
-    pub(super) fn seen_at(&mut self, by: NodeId, address: IpAddr) {
-        let Some(host) = self.host.as_ref().filter(|host| !host.addresses.is_empty()) else { return };
-        let seen = &mut self.paths.seen_elsewhere;
-        if host.addresses.contains(&address.to_canonical()) {
-            seen.remove(&by);
-        } else if seen.len() < 2 * WITNESSES {
-            seen.insert(by);
-        }
-        let others = self.gossip.as_ref().map_or(0, crate::gossip::Gossip::members);
-        let behind_nat = !seen.is_empty() && seen.len() >= WITNESSES.min(others);
-        if behind_nat && !self.paths.behind_nat {
-            tracing::info!(%address, "behind a NAT: others see this host at an address that it does not have");
-        }
-        self.stale |= behind_nat != self.paths.behind_nat;
-        self.paths.behind_nat = behind_nat;
-    }
-
-    /// The host has other addresses.
-    pub(super) fn paths_host_changed(&mut self) {
-        self.paths.seen_elsewhere.clear();
-        self.paths.behind_nat = false;
-    }
-
     /// Seconds between keepalives to a member; 0: none.
     pub(super) fn keepalive(&self, peer: &NodeId) -> u16 {
         let relayed = self.paths.relay_to(peer).is_some();
         let opened = self.paths.get(peer).is_some_and(|path| path.is_kept() || path.is_on_trial());
-        let wanted = if relayed { self.leads(peer) } else { self.paths.behind_nat || opened };
+        let wanted = if relayed { self.leads(peer) } else { self.nats.behind_one() || opened };
         if wanted { KEEPALIVE } else { 0 }
     }
 
@@ -239,6 +207,12 @@ impl Node {
             if relay.is_some() && relay == facts.endpoint && self.may_force(&peer) {
                 // Something was still on its way through the relay, and WireGuard has followed it.
                 self.take_step(peer, Step::Forced);
+            } else if self.has_lane_moved(&peer) {
+                self.take_step(peer, Step::Forced);
+            } else if !self.leads(&peer) && self.paths.relay_to(&peer).is_none() {
+                // WireGuard has followed the end that leads before that has said anything.
+                let relay = facts.endpoint.and_then(|endpoint| self.relay_at(&endpoint, &peer));
+                self.found_relay(peer, relay);
             }
             return;
         }
@@ -262,9 +236,15 @@ impl Node {
         let Some(path) = self.path(peer) else { return };
         path.observe(before.unwrap_or(&TunnelFacts::default()), now);
         path.observe(facts, now);
-        let took = relay.is_some_and(|relay| path.found(Way::Relay(relay), now));
         self.paths.unreached_room = self.paths.unreached_room.saturating_sub(usize::from(unreached));
-        if let Some(relay) = relay.filter(|_| took) {
+        self.found_relay(peer, relay);
+    }
+
+    /// WireGuard sends to this relay.
+    fn found_relay(&mut self, peer: NodeId, relay: Option<NodeId>) {
+        let (now, path) = (self.now, self.paths.all.get_mut(&peer));
+        let Some((relay, path)) = relay.zip(path) else { return };
+        if path.found(Way::Relay(relay), now) {
             self.stale = true;
             self.want_registration(relay, true);
         }
@@ -276,7 +256,7 @@ impl Node {
         let address = self.datagrams.address(peer).map(|address| address.ip());
         let record = self.view.as_ref().and_then(|view| view.record(peer));
         let has_it = record.zip(address).is_some_and(|(record, address)| record.endpoints.contains(&address));
-        has_it || self.leads(peer) || self.paths.behind_nat
+        has_it || self.leads(peer) || self.nats.behind_one()
     }
 
     /// A relay is at another address now: what goes through it goes there.
@@ -316,6 +296,15 @@ impl Node {
         records.find(|(id, record)| is_at(id, record)).map(|(id, _)| *id)
     }
 
+    /// Something about the path to a member may be new, if it is looked at.
+    pub(super) fn look_at_path(&mut self, peer: &NodeId, tell: impl FnOnce(&mut Path, Time)) {
+        let now = self.now;
+        if let Some(path) = self.paths.all.get_mut(peer) {
+            tell(path, now);
+            self.paths.due.set(*peer, Some(now));
+        }
+    }
+
     pub(super) fn advance_paths(&mut self) {
         let now = self.now;
         if self.is_out() || self.gossip.is_none() {
@@ -325,11 +314,15 @@ impl Node {
             let wants = self.paths.get(&peer).is_some_and(|path| path.wants_candidates(now));
             let candidates = wants.then(|| self.relay_candidates(&peer));
             let is_reachable = self.is_reachable(&peer);
+            let opening = self.opening_for(&peer);
             // Who is gone is not looked for unless there is something to say.
             let is_idle = |path: &Path| {
                 let is_gone = path.is_unreached() && path.way() == Way::Direct && !is_reachable;
                 path.is_idle(now) || (is_gone && !path.is_watched(now))
             };
+            if let Some(path) = self.paths.all.get_mut(&peer) {
+                path.set_opening(opening);
+            }
             let path = self.paths.all.get_mut(&peer).filter(|path| !is_idle(path));
             let Some(path) = path else {
                 self.stale |= self.paths.all.remove(&peer).is_some_and(|path| path.is_kept());
@@ -413,7 +406,7 @@ impl Node {
         candidates
     }
 
-    /// First those that relay already, then by the length of the way.
+    /// First those that relay already, then by the length of the way; who is behind a NAT itself comes last.
     fn order_of_relays(&self) -> Vec<NodeId> {
         let Some((view, gossip)) = self.view.as_ref().zip(self.gossip.as_ref()) else { return Vec::new() };
         let mut order: Vec<_> = view
@@ -422,11 +415,11 @@ impl Node {
             .filter(|id| *id != self.id && self.is_reachable(id) && self.datagrams.address(id).is_some())
             .map(|id| {
                 let rtt = gossip.acquaintance(&id).and_then(|(rtt, _)| rtt).unwrap_or(u32::MAX);
-                (!self.registrations.is_in_use(&id), rtt, id)
+                (!self.registrations.is_in_use(&id), self.is_mapped(&id), rtt, id)
             })
             .collect();
         order.sort_unstable();
-        order.into_iter().map(|(_, _, id)| id).collect()
+        order.into_iter().map(|(.., id)| id).collect()
     }
 
     fn probe_part(&self, peer: &NodeId, number: u32, alarm: bool) -> Part {
@@ -444,11 +437,16 @@ impl Node {
                 let mut addresses: Vec<SocketAddr> = known.into_iter().collect();
                 if !works {
                     let others = self.addresses_of(&peer, self.dialer.last_good(&peer));
-                    addresses.extend(others.into_iter().filter(|address| Some(*address) != known));
+                    for address in self.nats.control_port(&peer).into_iter().chain(others) {
+                        if !addresses.contains(&address) {
+                            addresses.push(address);
+                        }
+                    }
                 }
                 for address in addresses.into_iter().take(ADDRESSES) {
                     self.seal_to(peer, address, &payload);
                 }
+                self.open_for_lane(peer);
             }
             Way::Relay(relay) => self.send_through(relay, peer, &[probe]),
         }
@@ -457,7 +455,9 @@ impl Node {
     /// Has a relay hand something on to a member.
     fn send_through(&mut self, relay: NodeId, peer: NodeId, parts: &[Part]) {
         let Some(address) = self.datagrams.address(&relay) else { return };
-        let Some(datagram) = self.sealed(&peer, &payload_of(parts)) else { return };
+        let lane = self.registrations.seen_by(&relay).map(|address| Part::LaneAt { address });
+        let parts: Vec<Part> = parts.iter().cloned().chain(lane).collect();
+        let Some(datagram) = self.sealed(&peer, &payload_of(&parts)) else { return };
         self.seal_to(relay, address, &payload_of(&[Part::Pass { to: peer, datagram }]));
     }
 
@@ -491,8 +491,9 @@ impl Node {
                     self.paths.due.set(from, Some(next));
                 }
             }
-            (Part::Pass { to, datagram }, Origin::Address(..)) if proved => self.pass_on(from, to, datagram),
-            (Part::Passed { datagram }, Origin::Address(..)) if proved => self.on_passed(from, &datagram),
+            (Part::Pass { to, datagram }, Origin::Address(address, _)) if proved => {
+                self.pass_on((from, address), to, datagram);
+            }
             (Part::LaneHello { key, serial }, Origin::Address(address, local)) if proved => {
                 self.on_lane_hello(from, key, serial, (address, local));
             }
@@ -532,6 +533,10 @@ impl Node {
         self.answer_by(from, origin, &parts);
         if !proved {
             return;
+        }
+        if matches!(origin, Origin::Address(..)) {
+            // The one that leads may choose this way, as it is answered.
+            self.open_for_lane(from);
         }
         if alarm && let Some(path) = self.path(from) {
             let before = path.is_kept();
@@ -575,11 +580,12 @@ impl Node {
         }
     }
 
-    fn pass_on(&mut self, from: NodeId, to: NodeId, datagram: Vec<u8>) {
+    fn pass_on(&mut self, (from, source): (NodeId, SocketAddr), to: NodeId, datagram: Vec<u8>) {
         let is_member = self.gossip.as_ref().is_some_and(|gossip| gossip.is_member(&to));
         let Some(address) = self.datagrams.address(&to).filter(|_| is_member && to != from) else { return };
         if self.paths.passed.take(from, self.now) {
-            self.seal_to(to, address, &payload_of(&[Part::Passed { datagram }]));
+            let parts = [Part::PassedFrom { address: source }, Part::Passed { datagram }];
+            self.seal_to(to, address, &payload_of(&parts));
         }
     }
 }

@@ -21,6 +21,9 @@ const RENEWED: Duration = Duration::from_secs(20);
 /// The same at a relay that carries something now: so it is noticed soon when it has started anew.
 const WATCHED: Duration = Duration::from_secs(2);
 
+/// Who probes through a relay, or is probed so, has been seen there lately: a NAT may have forgotten the lane since.
+const SEEN_LATELY: Duration = Duration::from_secs(5);
+
 /// Pause after one that is not answered, the first few times.
 const IMPATIENCE: Duration = Duration::from_millis(300);
 const IMPATIENT: u32 = 5;
@@ -60,6 +63,11 @@ impl Registrations {
         self.at.get(relay).is_some_and(|registration| registration.in_use)
     }
 
+    /// Where a relay sees this node's lane.
+    pub(super) fn seen_by(&self, relay: &NodeId) -> Option<SocketAddr> {
+        self.at.get(relay)?.seen.map(|(_, address)| address)
+    }
+
     /// Forgets the members that `keep` does not say.
     pub(super) fn retain(&mut self, keep: impl Fn(&NodeId) -> bool) {
         self.at.retain(|id, _| keep(id));
@@ -70,10 +78,16 @@ impl Registrations {
 }
 
 impl Node {
-    /// Whether a relay has said that it serves this node's lane.
-    pub(super) fn is_registered_at(&self, relay: &NodeId) -> bool {
-        let seen = self.registrations.at.get(relay).and_then(|registration| registration.seen);
-        seen.is_some_and(|(at, _)| self.now.since(at) < REGISTERED_FOR)
+    /// Whether a relay has said that it serves this node's lane. When that was long ago, the lane is registered anew.
+    pub(super) fn is_registered_at(&mut self, relay: &NodeId) -> bool {
+        let now = self.now;
+        let Some(registration) = self.registrations.at.get_mut(relay) else { return false };
+        let age = registration.seen.map(|(at, _)| now.since(at));
+        if registration.unanswered == 0 && age.is_none_or(|age| age >= SEEN_LATELY) {
+            registration.next = now;
+            self.registrations.next = Some(now);
+        }
+        age.is_some_and(|age| age < REGISTERED_FOR)
     }
 
     /// Something may come by way of a relay: this node's lane is to be registered there.
@@ -123,6 +137,19 @@ impl Node {
             if was_served {
                 self.relay_forgot(relay);
             }
+        }
+    }
+
+    /// This node's lane is to be registered anew wherever it is.
+    pub(super) fn register_everywhere(&mut self) {
+        let now = self.now;
+        let is_old = |registration: &Registration| {
+            let lately = registration.seen.is_some_and(|(at, _)| now.since(at) < SEEN_LATELY);
+            registration.unanswered == 0 && !lately
+        };
+        for registration in self.registrations.at.values_mut().filter(|registration| is_old(registration)) {
+            registration.next = now;
+            self.registrations.next = Some(now);
         }
     }
 
@@ -217,6 +244,10 @@ impl Node {
         registration.next = registration.next.max(now + pause);
         if before.is_none_or(|(_, before)| before != address) {
             tracing::debug!(relay = %relay.short(), %address, "registered at a relay");
+        }
+        if before.is_some_and(|(_, before)| before != address) {
+            // What one relay sees, the others will.
+            self.register_everywhere();
         }
         self.seen_at(relay, address.ip());
         if !known && before.is_some_and(|(at, _)| now.since(at) < REGISTERED_FOR) {

@@ -59,6 +59,7 @@ impl Node {
         self.dialer.retain_members(stays);
         self.datagrams.retain(stays);
         self.paths.retain(stays);
+        self.nats.retain(stays);
         self.registrations.retain(stays);
         if let Some(gossip) = &mut self.gossip {
             gossip.retain_members(stays);

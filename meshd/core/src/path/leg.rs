@@ -124,7 +124,7 @@ impl Leg {
 
     /// Whether a probe was answered a moment ago, and none since was not.
     pub fn works(&self, now: Time) -> bool {
-        self.answered.is_some_and(|at| now.since(at) < super::LOST_ONE_WAY)
+        self.answered.is_some_and(|at| now.since(at) < super::GONE)
             && self.lost.is_none_or(|(since, _)| now.since(since) < super::LOST)
     }
 

@@ -10,15 +10,15 @@
 //!
 //! | the way is taken to be dead | after |
 //! |---|---|
-//! | probes were answered, and are no more; and nothing comes through the tunnel | [`LOST`] |
-//! | the same, and something comes: in one direction only, most likely | [`LOST_ONE_WAY`] |
+//! | probes were answered, and are no more; and what is sent is not answered either, or the other end has trouble | [`LOST`] |
 //! | probes never were answered; packets are sent, and there is no session | [`NO_SESSION`] |
 //! | probes are answered; packets are sent, and there is no session: the tunnel's port is closed | [`PORT_CLOSED`] |
 //! | packets are sent, none comes, though WireGuard would have answered by now (paper, section 6.5) | [`SILENT`] |
 //!
 //! Paths are looked at only where it matters: where something has been sent or received of late, where a relay is in use,
 //! and where the member was never reached. All others cost nothing. A path on which nothing is wrong is probed by the end
-//! that leads; the other one begins when what it sends is not answered.
+//! that leads; the other one begins when what it sends is not answered. Where a NAT or a firewall lets in only what it knows
+//! from the way out, each end behind one opens the way by probes of its own.
 //!
 //! What is decided here is pure: time, numbers and candidates are arguments, and what is to be done is returned.
 
@@ -40,8 +40,8 @@ use crate::time::Time;
 /// Silence after which a way is dead, probes having been answered before.
 pub const LOST: Duration = Duration::from_millis(1200);
 
-/// The same, while something still comes through the tunnel.
-pub const LOST_ONE_WAY: Duration = Duration::from_secs(5);
+/// After so long without answers nobody is in a hurry any more.
+pub const GONE: Duration = Duration::from_secs(5);
 
 /// Packets without a session, on a way on which no probe was ever answered.
 pub const NO_SESSION: Duration = Duration::from_millis(1500);
@@ -72,6 +72,9 @@ const PACE: Duration = Duration::from_secs(1);
 const FAST_PACE: Duration = Duration::from_millis(250);
 const SLOW_PACE: Duration = Duration::from_secs(4);
 const IDLE_PACE: Duration = Duration::from_secs(40);
+
+/// Pause between probes that hold a way open: NATs keep a mapping for 30 s at the least, mostly.
+const OPENING_PACE: Duration = Duration::from_secs(20);
 
 /// Relays that are tried at a time.
 pub const TRIED: usize = 3;
@@ -163,6 +166,18 @@ pub enum Act {
     },
 }
 
+/// What this end has to do so that the other one's packets get in by the direct way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Opening {
+    /// Nothing: they do.
+    #[default]
+    None,
+    /// It sends something itself, as long as anybody talks.
+    WhileBusy,
+    /// The same at all times, as neither end gets in at the other by itself.
+    Always,
+}
+
 /// What a tunnel has carried, as far as it matters.
 #[derive(Clone, Copy, Debug, Default)]
 struct Traffic {
@@ -191,6 +206,7 @@ pub struct Path {
     alarmed: Option<Time>,
     /// The other end does not get in here but by a way that this one holds open.
     kept: bool,
+    opening: Opening,
     /// It never answered by itself, as far as the node knows.
     unreached: bool,
     /// Relays that were given up, and until when that counts.
@@ -229,6 +245,7 @@ impl Path {
             relays: BTreeMap::new(),
             alarmed: None,
             kept: false,
+            opening: Opening::None,
             unreached,
             failed: BTreeMap::new(),
             left: None,
@@ -273,7 +290,8 @@ impl Path {
     pub fn is_idle(&self, now: Time) -> bool {
         let remembers = self.held.is_some_and(|held| now < held + self.hold)
             || (self.why == Why::Restored && now.since(self.since) < PROMOTED);
-        self.way == Way::Direct && !self.unreached && !self.is_watched(now) && !remembers
+        let is_held_open = self.opening == Opening::Always;
+        self.way == Way::Direct && !self.unreached && !self.is_watched(now) && !remembers && !is_held_open
     }
 
     /// Whether it is there because the member was never reached.
@@ -308,6 +326,23 @@ impl Path {
     /// Whether the direct way was chosen while nothing was sent: a keepalive begins a session, to see whether it carries.
     pub fn is_on_trial(&self) -> bool {
         self.on_trial
+    }
+
+    /// What this end has to do for the direct way, as far as is known now.
+    pub fn set_opening(&mut self, opening: Opening) {
+        self.opening = opening;
+    }
+
+    /// Whether nothing has come through the tunnel since `at`, though something was sent.
+    pub fn is_silent_since(&self, at: Time, now: Time) -> bool {
+        let unanswered = self.traffic.unanswered.is_some_and(|since| now.since(since) >= LOST);
+        (unanswered || !self.traffic.has_session)
+            && self.traffic.received.is_none_or(|received| received < at)
+    }
+
+    /// There is news of how to get to the other end directly.
+    pub fn try_direct(&mut self, now: Time) {
+        self.direct.hasten(now);
     }
 
     /// Whether keepalives hold the direct way open.
@@ -458,10 +493,12 @@ impl Path {
         let since = |at: Option<Time>| at.map_or(Duration::ZERO, |at| now.since(at));
         let comes = traffic.received.is_some_and(|at| now.since(at) < LOST);
         let lost = leg.lost_for(now);
-        if leg.was_answered() && lost >= if comes { LOST_ONE_WAY } else { LOST } {
+        let unanswered = since(traffic.unanswered);
+        // What goes through the tunnel in both directions is not lost, whatever becomes of probes.
+        let in_trouble = unanswered > Duration::ZERO || self.is_alarmed(now) || !traffic.has_session;
+        if leg.was_answered() && lost >= LOST && (in_trouble || self.way != Way::Direct) {
             return Some(Why::Lost);
         }
-        let unanswered = since(traffic.unanswered);
         if self.way == Way::Direct {
             let restored = now.since(self.since) < PROMOTED && self.why == Why::Restored;
             if restored && self.talked && unanswered >= LOST * 2 {
@@ -511,15 +548,18 @@ impl Path {
             return;
         }
         let in_doubt = self.traffic.unanswered.is_some() || self.unreached || self.direct.is_doubtful();
-        if self.way == Way::Direct && !self.leads && !in_doubt && !self.is_alarmed(now) {
+        let routine = !self.leads && !in_doubt && !self.is_alarmed(now);
+        if self.way == Way::Direct && routine && self.opening == Opening::None {
             return self.direct.wait(now + FAST_PACE);
         }
-        let lost = self.direct.lost_for(now) >= LOST_ONE_WAY;
+        let gone = self.direct.lost_for(now) >= GONE;
+        let idle = if self.opening == Opening::Always { OPENING_PACE } else { IDLE_PACE };
         let (pause, impatience) = match (self.way, self.is_watched(now)) {
-            (Way::Direct, true) if lost => (PACE, PACE * 2),
+            (Way::Direct, true) if gone => (PACE, PACE * 2),
+            (Way::Direct, true) if routine => (OPENING_PACE, FAST_PACE),
             (Way::Direct, true) => (PACE, FAST_PACE),
-            (Way::Direct, false) if lost => (PACE, IDLE_PACE),
-            (Way::Direct, false) => (IDLE_PACE, FAST_PACE),
+            (Way::Direct, false) if gone => (PACE, idle),
+            (Way::Direct, false) => (idle, FAST_PACE),
             // The first answer is followed by others soon.
             (Way::Relay(_), true) => (PACE, SLOW_PACE),
             (Way::Relay(_), false) => (SLOW_PACE, IDLE_PACE),
@@ -541,7 +581,7 @@ impl Path {
                 // The first probe has both ends register there, the next one finds them registered.
                 _ if searching && !in_use && leg.count() < ENOUGH_PROBES => (FAST_PACE, FAST_PACE),
                 _ if searching && !in_use => (round, round),
-                (true, _) if leg.lost_for(now) >= LOST_ONE_WAY => (PACE, IDLE_PACE),
+                (true, _) if leg.lost_for(now) >= GONE => (PACE, IDLE_PACE),
                 // The end that leads finds out when it is dead.
                 (true, true) if !self.leads => (SLOW_PACE, FAST_PACE),
                 (true, true) => (PACE, FAST_PACE),
@@ -642,7 +682,9 @@ impl Path {
             self.relays.entry(relay).or_insert_with(|| Leg::new(now));
         }
         self.left = self.way.relay().or(self.left);
-        self.talked = self.traffic.received.is_some_and(|at| now.since(at) < LOST);
+        // Also when the two have just made a session, and had no time to.
+        self.talked = self.traffic.received.is_some_and(|at| now.since(at) < LOST)
+            || self.traffic.session.is_some_and(|at| now.since(at) < GONE);
         (self.way, self.why, self.since) = (way, why, now);
         (self.forgotten, self.on_trial) = (false, false);
         self.traffic.unanswered = None;

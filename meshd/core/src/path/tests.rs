@@ -110,7 +110,8 @@ impl Bench {
         if now.since_origin().subsec_millis() < 50 {
             let through = self.carries.contains(&self.path.way());
             if through && (self.sends || self.path.is_on_trial()) {
-                self.session = Some(now);
+                let is_old = |at: Time| now.since(at) >= Duration::from_secs(120);
+                self.session = self.session.filter(|at| !is_old(*at)).or(Some(now));
             }
             self.facts.handshake_age = self.session.map(|at| now.since(at));
             self.facts.tx_bytes += u64::from(self.sends) * 1000;
@@ -341,12 +342,39 @@ fn what_is_sent_in_one_direction_only_is_no_reason_to_change() {
 }
 
 #[test]
-fn while_something_comes_unanswered_probes_count_less() {
+fn while_the_tunnel_carries_in_both_directions_unanswered_probes_are_no_reason_to_change() {
     let mut bench = Bench::with_relays(true);
     bench.run(10 * SECOND);
     bench.open.remove(&Way::Direct);
-    let (took, ..) = bench.moved(20 * SECOND).expect("one way only, most likely");
-    assert!(took >= LOST_ONE_WAY && took < LOST_ONE_WAY + 2 * SECOND, "{took:?}");
+    assert_eq!(bench.moved(60 * SECOND), None);
+    // In one direction only, as the other end says.
+    bench.path.alarm(false, bench.now);
+    let (took, ..) = bench.moved(SECOND).expect("a relay");
+    assert!(took < SECOND / 2, "{took:?}");
+}
+
+#[test]
+fn who_is_behind_a_nat_opens_the_way_while_somebody_talks_and_always_when_the_other_end_is_so_too() {
+    for (opening, watched, idle) in
+        [(Opening::None, 0, 0), (Opening::WhileBusy, 3, 0), (Opening::Always, 3, 30)]
+    {
+        let mut bench = Bench::with_relays(false);
+        bench.path = Path::new(false, Some(bench.now), false, bench.now);
+        bench.path.set_opening(opening);
+        bench.run(60 * SECOND);
+        let count = bench.probes.remove(&Way::Direct).unwrap_or(0);
+        assert!((watched..=watched + 1).contains(&count), "{opening:?}: {count}");
+        (bench.sends, bench.answers) = (false, false);
+        bench.run(WATCHED + 2 * SECOND);
+        bench.probes.clear();
+        assert_eq!(bench.path.is_idle(bench.now), opening != Opening::Always);
+        bench.run(600 * SECOND);
+        let count = bench.probes.remove(&Way::Direct).unwrap_or(0);
+        if opening == Opening::Always {
+            assert!((idle..=idle + 1).contains(&count), "{count}");
+        }
+        assert_eq!(bench.moves, []);
+    }
 }
 
 #[test]

@@ -29,6 +29,8 @@ variants!(part_name, PARTS: Part {
     Part::Passed { .. } => "passed",
     Part::LaneHello { .. } => "lane-hello",
     Part::LaneSeen { .. } => "lane-seen",
+    Part::PassedFrom { .. } => "passed-from",
+    Part::LaneAt { .. } => "lane-at",
 });
 
 fn payload(parts: &[Part]) -> Vec<u8> {
@@ -92,6 +94,8 @@ pub(crate) fn parts() -> Vec<Entry> {
                 known: false,
             },
         ),
+        ("what was handed on came from here", Part::PassedFrom { address: ([192, 0, 2, 7], 6783).into() }),
+        ("where a relay sees the sender's lane", Part::LaneAt { address: ([192, 0, 2, 7], 51820).into() }),
     ];
     let parts: Vec<(&str, Part)> = of_gossip.iter().chain(&of_paths).cloned().collect();
     assert_complete(PARTS, parts.iter().map(|(_, part)| part_name(part)));

@@ -42,7 +42,7 @@ pub(super) fn join(world: &mut World) -> Option<(Duration, Duration)> {
         if started < NEWCOMERS && now >= begun + NEWCOMER_EVERY * u32::try_from(started).unwrap_or(u32::MAX) {
             started += 1;
             let seed = world.dice.below(world.settings.nodes);
-            let at = world.add_host(vec![seed], SECRET, false);
+            let at = world.add_host(vec![seed], SECRET, None);
             world.start(at);
             waiting.insert(at, now);
             let missing = (0..world.settings.nodes).collect();

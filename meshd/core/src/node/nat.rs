@@ -1,0 +1,155 @@
+//! NATs: whether there is one in front of this host, and how two that are behind one each get to each other.
+//!
+//! The relay between the two is the observer: it sees the addresses that their control ports and lanes have outside, and
+//! tells. Both ends then send probes to the other's control port there, and each of these opens the NAT of its sender
+//! for the other's. When they are answered, so would be what the tunnel sends: the lanes have opened their NATs by empty
+//! datagrams in the meantime. Where a NAT has another address for each destination none is answered, and the tunnel stays
+//! with the relay (RFC 4787, sections 4.1 and 5, and RFC 5128, section 3.3).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use mesh_keys::NodeId;
+
+use super::{Node, Output};
+use crate::path::{Opening, Path, Way};
+use crate::time::Time;
+use crate::view::{LaneInfo, NodeRecord};
+
+/// Members whose word is needed that this host is behind a NAT, where there are so many.
+const WITNESSES: usize = 3;
+
+/// What is known of NATs.
+#[derive(Debug, Default)]
+pub(super) struct Nats {
+    /// Who sees this host at an address that it does not have.
+    seen_elsewhere: BTreeSet<NodeId>,
+    /// So do enough of them.
+    behind_one: bool,
+    mapped: BTreeMap<NodeId, Mapped>,
+}
+
+/// Where a relay sees a member that has probed by way of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Mapped {
+    control: SocketAddr,
+    lane: Option<SocketAddr>,
+    /// When the lane was seen there first.
+    since: Time,
+}
+
+impl Nats {
+    /// Whether there is one in front of this host.
+    pub(super) fn behind_one(&self) -> bool {
+        self.behind_one
+    }
+
+    /// Where a relay sees the control port of a member.
+    pub(super) fn control_port(&self, peer: &NodeId) -> Option<SocketAddr> {
+        self.mapped.get(peer).map(|mapped| mapped.control)
+    }
+
+    /// Forgets the members that `keep` does not say.
+    pub(super) fn retain(&mut self, keep: impl Fn(&NodeId) -> bool) {
+        self.seen_elsewhere.retain(|id| keep(id));
+        self.mapped.retain(|id, _| keep(id));
+    }
+}
+
+impl Node {
+    /// What a member sees as the address of this host. One alone may be mistaken, or lie.
+    pub(super) fn seen_at(&mut self, by: NodeId, address: IpAddr) {
+        let Some(host) = self.host.as_ref().filter(|host| !host.addresses.is_empty()) else { return };
+        let seen = &mut self.nats.seen_elsewhere;
+        if host.addresses.contains(&address.to_canonical()) {
+            seen.remove(&by);
+        } else if seen.len() < 2 * WITNESSES {
+            seen.insert(by);
+        }
+        let others = self.gossip.as_ref().map_or(0, crate::gossip::Gossip::members);
+        let behind_one = !seen.is_empty() && seen.len() >= WITNESSES.min(others);
+        if behind_one && !self.nats.behind_one {
+            tracing::info!(%address, "behind a NAT: others see this host at an address that it does not have");
+        }
+        self.stale |= behind_one != self.nats.behind_one;
+        self.nats.behind_one = behind_one;
+    }
+
+    /// The host has other addresses.
+    pub(super) fn nats_host_changed(&mut self) {
+        self.nats = Nats::default();
+    }
+
+    /// A member has probed by way of a relay, which sees it at `control`; and its lane there, as it says itself.
+    pub(super) fn mapped_at(&mut self, peer: NodeId, control: SocketAddr, lane: Option<SocketAddr>) {
+        let is_some_host = |address: &SocketAddr| {
+            let ip = address.ip();
+            address.port() > 0 && !ip.is_unspecified() && !ip.is_multicast() && !self.is_own(address)
+        };
+        if !is_some_host(&control) {
+            return;
+        }
+        let before = self.nats.mapped.get(&peer).copied();
+        // A probe may come before the answer of the relay at which it registers.
+        let lane = lane.filter(is_some_host).or(before.and_then(|before| before.lane));
+        let since = before.filter(|before| before.lane == lane).map_or(self.now, |before| before.since);
+        let mapped = Mapped { control, lane, since };
+        if before == Some(mapped) {
+            return;
+        }
+        self.nats.mapped.insert(peer, mapped);
+        self.look_at_path(&peer, Path::try_direct);
+    }
+
+    /// Whether the address that a member speaks from is none of its own: there is a NAT in front of it.
+    pub(super) fn is_mapped(&self, peer: &NodeId) -> bool {
+        let address = self.datagrams.address(peer).map(|address| address.ip());
+        let record = self.view.as_ref().and_then(|view| view.record(peer));
+        address.zip(record).is_some_and(|(address, record)| !record.endpoints.contains(&address))
+    }
+
+    /// What this end has to do so that the other one's packets get in by the direct way.
+    pub(super) fn opening_for(&self, peer: &NodeId) -> Opening {
+        let is_kept = self.paths.get(peer).is_some_and(Path::is_kept);
+        match (self.nats.behind_one, self.is_mapped(peer)) {
+            (true, true) => Opening::Always,
+            (true, false) => Opening::WhileBusy,
+            (false, _) if is_kept => Opening::WhileBusy,
+            (false, _) => Opening::None,
+        }
+    }
+
+    /// Where a member's lane is, if its datagrams come from `address`.
+    pub(super) fn lane_at(
+        &self,
+        id: &NodeId,
+        record: &NodeRecord,
+        lane: &LaneInfo,
+        address: IpAddr,
+    ) -> SocketAddr {
+        let mapped = self.nats.mapped.get(id).and_then(|mapped| mapped.lane);
+        // A NAT that both are behind lets them talk by their own addresses.
+        let mapped = mapped.filter(|_| !record.endpoints.contains(&address));
+        mapped.unwrap_or(SocketAddr::new(address, lane.port))
+    }
+
+    /// Whether a member's lane is seen somewhere else since anything came from it: what WireGuard has learned is out of date.
+    pub(super) fn has_lane_moved(&self, peer: &NodeId) -> bool {
+        let mapped = self.nats.mapped.get(peer).filter(|mapped| mapped.lane.is_some());
+        let path = self.paths.get(peer).filter(|path| path.way() == Way::Direct);
+        mapped.zip(path).is_some_and(|(mapped, path)| path.is_silent_since(mapped.since, self.now))
+    }
+
+    /// Opens the NAT in front of this host for the lane of a member to which nothing goes directly: the datagram says
+    /// nothing, and gets no further than the other's NAT, or its lane.
+    pub(super) fn open_for_lane(&mut self, peer: NodeId) {
+        let is_relayed = self.paths.get(&peer).is_some_and(|path| path.way() != Way::Direct);
+        let is_wanted = is_relayed || self.has_lane_moved(&peer);
+        let to = self.nats.mapped.get(&peer).and_then(|mapped| mapped.lane);
+        let Some((to, lane)) = to.filter(|_| is_wanted).zip(self.config.lanes.first()) else { return };
+        let port = lane.port;
+        if let Some(bytes) = self.sealed(&peer, &[]) {
+            self.emit(Output::LaneDatagram { port, to, bytes });
+        }
+    }
+}
