@@ -1,6 +1,7 @@
 //! The subcommands of `meshctl lab`.
 
 use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
 use std::process::{Child, ExitStatus};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -16,6 +17,7 @@ use crate::demo;
 use crate::holder::{self, HolderSpec};
 use crate::lab::{Lab, Options, Secret};
 use crate::state::LabState;
+use crate::topology::Topology;
 
 /// Meshes on this one machine: hosts are namespaces, everything else is real.
 #[derive(Clone, Debug, Subcommand)]
@@ -69,15 +71,15 @@ pub enum LabCommand {
 /// What to bring up.
 #[derive(Clone, Debug, clap::Args)]
 pub struct UpArgs {
-    /// Number of hosts
-    #[arg(long, default_value_t = 3)]
-    nodes: usize,
+    /// Number of hosts; default: 3, or as many as the topology names
+    #[arg(long)]
+    nodes: Option<usize>,
     /// Pods on each host
     #[arg(long, default_value_t = 2)]
     pods: usize,
-    /// How the hosts are connected: "full", everybody with everybody
-    #[arg(long, default_value = "full")]
-    topology: String,
+    /// How the hosts are connected: a topology file, or "full", everybody with everybody
+    #[arg(long, default_value = "full", value_name = "FILE")]
+    topology: PathBuf,
     /// Name of the lab
     #[arg(long, default_value = "default")]
     name: String,
@@ -98,17 +100,14 @@ pub struct HostInitArgs {
 
 impl UpArgs {
     fn options(&self, binaries: &Binaries) -> Result<Options> {
-        match self.topology.as_str() {
-            "full" => {}
-            "partial" | "nat" => {
-                bail!("topology {:?} does not exist yet: this version has \"full\" only", self.topology)
-            }
-            other => bail!(
-                "there is no topology {other:?}: this version has \"full\" only, and reads no files yet"
-            ),
-        }
+        let topology = match self.topology.to_str() {
+            Some("full") => Topology::default(),
+            _ => Topology::read(&self.topology).context("--topology takes \"full\" or a topology file")?,
+        };
+        let named = topology.hosts_named();
         Ok(Options {
-            nodes: self.nodes,
+            nodes: self.nodes.unwrap_or(if named == 0 { 3 } else { named }),
+            topology,
             pods: self.pods,
             secret: if self.key { Secret::Key } else { Secret::Password },
             keep: self.keep,

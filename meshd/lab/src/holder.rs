@@ -30,7 +30,7 @@ pub(crate) struct HolderSpec {
     /// The host's directory on the real machine; it also says whose the process is.
     #[arg(long)]
     pub(crate) dir: PathBuf,
-    /// The holder of the underlay: it needs no files of its own.
+    /// The holder of the underlay or of a router: it needs no files of its own.
     #[arg(long)]
     pub(crate) switch: bool,
     /// The CNI plugin, to appear as /opt/cni/bin/mesh-cni.

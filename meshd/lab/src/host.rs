@@ -21,7 +21,6 @@ use crate::pod::{Pod, succeed};
 use crate::process::{self, ProcessRef};
 use crate::space::Space;
 use crate::state::{DaemonState, HostState, PodState, check_name};
-use crate::underlay;
 use crate::wait::poll_until_some;
 
 /// Name of the hidden subcommand that starts a daemon.
@@ -74,16 +73,25 @@ impl Host {
         &self.0.name
     }
 
-    /// Last figure of its underlay addresses, from 1.
+    /// Its number, from 1.
     #[must_use]
     pub fn number(&self) -> u8 {
         self.0.number
     }
 
-    /// Its address on the underlay.
+    /// Its own address on the underlay, behind a NAT a private one.
+    ///
+    /// # Panics
+    /// When it has none of this family: then ask [`Host::address`].
     #[must_use]
     pub fn underlay(&self, family: Family) -> IpAddr {
-        underlay::address(self.0.number, family)
+        self.address(family).unwrap_or_else(|| panic!("{} has no {family} on the underlay", self.name()))
+    }
+
+    /// Its own address on the underlay, if it has one of this family.
+    #[must_use]
+    pub fn address(&self, family: Family) -> Option<IpAddr> {
+        self.0.lab.network().plan().host_address(self.0.number, family)
     }
 
     /// Its directory on the real machine: `etc`, `state` and `cni` in it are `/etc/meshd`, `/var/lib/meshd`

@@ -9,8 +9,8 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use memchr::memmem;
 use mesh_sys::packet::Frame;
 
+use crate::plan;
 use crate::stream::MARKER;
-use crate::underlay;
 
 /// Control sessions by TCP, gossip by UDP.
 const CONTROL_PORT: u16 = 6783;
@@ -159,9 +159,9 @@ impl Scanner {
             return Err(format!("cluster address {address} in an {header} header"));
         }
         let expected = match address {
-            IpAddr::V4(v4) => underlay::NET_V4.contains(&v4) || v4.is_unspecified(),
+            IpAddr::V4(v4) => plan::RANGES_V4.iter().any(|range| range.contains(&v4)) || v4.is_unspecified(),
             IpAddr::V6(v6) => {
-                underlay::NET_V6.contains(&v6)
+                plan::RANGE_V6.contains(&v6)
                     || v6.is_unicast_link_local()
                     || v6.is_multicast()
                     || v6.is_unspecified()

@@ -18,14 +18,17 @@ use nix::unistd::geteuid;
 use crate::binaries::Binaries;
 use crate::capture::{self, RunningCapture, Where};
 use crate::cni;
-use crate::family::Family;
 use crate::holder::{self, HolderSpec};
 use crate::host::Host;
 use crate::inspect::ClusterRanges;
+use crate::network::Network;
+use crate::plan::Segment;
 use crate::pod::{POD_IFACE, Pod};
+use crate::router;
 use crate::space::Space;
-use crate::state::{HostState, LAB_ROOT, LabState, lab_dir};
-use crate::underlay::{self, Link, Neighbours};
+use crate::state::{HolderState, HostState, LAB_ROOT, LabState, lab_dir};
+use crate::topology::Topology;
+use crate::underlay::{self, Neighbours};
 use crate::wait::poll_until;
 
 /// The figures 1 to 253 of a /24 are for hosts.
@@ -54,8 +57,10 @@ impl Secret {
 pub struct Options {
     /// Name of the lab: 1 to 32 lower-case letters, digits and hyphens.
     pub name: String,
-    /// Number of hosts.
+    /// Number of hosts, called h1, h2 and so on.
     pub nodes: usize,
+    /// How they are connected. By default all are on the public underlay.
+    pub topology: Topology,
     /// Pods of each host.
     pub pods: usize,
     /// Whether daemons are started. Pods need them.
@@ -81,6 +86,7 @@ impl Options {
         Self {
             name: name.to_owned(),
             nodes: 3,
+            topology: Topology::default(),
             pods: 0,
             daemons: true,
             secret: Secret::Password,
@@ -99,15 +105,34 @@ pub(crate) struct Shared {
     dir: PathBuf,
     log_filter: Option<String>,
     state: Mutex<LabState>,
+    /// As this process knows it; the file counts.
+    network: Mutex<Network>,
     /// Copies of what never changes in the state.
     name: String,
     binaries: Binaries,
 }
 
 impl Shared {
-    fn new(state: LabState, log_filter: Option<String>) -> Result<Self> {
+    fn new(state: LabState, network: Network, log_filter: Option<String>) -> Result<Self> {
         let (name, binaries) = (state.name.clone(), state.binaries.clone());
-        Ok(Self { dir: lab_dir(&name)?, log_filter, state: Mutex::new(state), name, binaries })
+        let (state, network) = (Mutex::new(state), Mutex::new(network));
+        Ok(Self { dir: lab_dir(&name)?, log_filter, state, network, name, binaries })
+    }
+
+    /// The network as it was when this process looked last.
+    pub(crate) fn network(&self) -> Network {
+        self.network.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes the network as it is now, whoever changed it before, and keeps everybody else from doing so meanwhile. When
+    /// `change` fails, it is as it was.
+    pub(crate) fn change_network<T>(&self, change: impl FnOnce(&mut Network) -> Result<T>) -> Result<T> {
+        let _lock = Network::lock(&self.dir)?;
+        let mut network = Network::load(&self.dir)?;
+        let value = change(&mut network)?;
+        network.save(&self.dir)?;
+        *self.network.lock().unwrap_or_else(PoisonError::into_inner) = network;
+        Ok(value)
     }
 
     fn state(&self) -> MutexGuard<'_, LabState> {
@@ -166,9 +191,12 @@ impl Shared {
 /// A lab that is up. Dropping it takes it down, unless it is to be kept.
 #[derive(Debug)]
 pub struct Lab {
-    shared: Arc<Shared>,
-    switch: Space,
-    switch_child: Option<Child>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) switch: Space,
+    /// In the order of their numbers.
+    pub(crate) routers: Vec<Space>,
+    /// First processes of the switch and the routers, where this process has started them.
+    children: Vec<Child>,
     hosts: Mutex<Vec<Host>>,
     neighbours: Neighbours,
     keep: AtomicBool,
@@ -195,6 +223,19 @@ impl Lab {
             "a lab has 1 to {MAX_HOSTS} nodes, not {}",
             options.nodes
         );
+        options.topology.check().context("the topology")?;
+        let routers = options.topology.routers.len();
+        ensure!(
+            options.nodes + routers <= MAX_HOSTS,
+            "a lab has at most {MAX_HOSTS} hosts and routers together, not {} and {routers}",
+            options.nodes
+        );
+        ensure!(
+            options.topology.hosts_named() <= options.nodes,
+            "the topology names h{}, but the lab has {} hosts",
+            options.topology.hosts_named(),
+            options.nodes
+        );
         ensure!(options.pods <= 250, "a host of the lab has at most 250 pods, not {}", options.pods);
         ensure!(
             options.pods == 0 || options.daemons,
@@ -218,37 +259,46 @@ impl Lab {
     }
 
     fn build(options: Options, progress: &(dyn Fn(&str) + Sync)) -> Result<Self> {
+        let network = Network { topology: options.topology, ..Network::default() };
         let mut daemon_args = vec![
             format!("--{}-file", options.secret.file()),
             format!("/etc/meshd/{}", options.secret.file()),
-            "--join".to_owned(),
-            underlay::address(1, Family::V4).to_string(),
         ];
+        let nodes = u8::try_from(options.nodes).context("number of hosts")?;
+        match network.plan().join_addresses(nodes) {
+            Some(addresses) => daemon_args
+                .extend(addresses.iter().flat_map(|address| ["--join".to_owned(), address.to_string()])),
+            None => ensure!(
+                !options.daemons,
+                "the topology has no host on the public underlay that every other one can call, so that the daemons \
+                 could not find each other; a lab without daemons can have it"
+            ),
+        }
         daemon_args.extend(options.daemon_args.iter().cloned());
         let state = LabState::new(&options.name, options.binaries, daemon_args);
         state.save()?;
-        let shared = Arc::new(Shared::new(state, options.log_filter)?);
+        let shared = Arc::new(Shared::new(state, network.clone(), options.log_filter)?);
+        network.save(&shared.dir)?;
         fs::create_dir(shared.dir.join("logs"))?;
 
-        let switch_dir = shared.dir.join("switch");
-        let spec =
-            HolderSpec { host: format!("{}-switch", options.name), dir: switch_dir, switch: true, cni: None };
-        let (process, child) = holder::start(&shared.binaries.helper, &spec, |process| {
-            let holder = Space::open(process)?.describe()?;
-            shared.change(|state| state.switch = Some(holder))
-        })?;
-        let switch = Space::open(process)?;
-        underlay::make_switch(switch.net())?;
+        let (switch, child) = start_holder(&shared, "switch", |state, holder| state.switch = Some(holder))?;
+        underlay::make_switch(switch.net(), network.plan())?;
+        underlay::nft(switch.net(), &underlay::rules(&network)?)?;
         let keep = AtomicBool::new(options.keep);
-        let lab = Self {
+        let mut lab = Self {
             shared,
             switch,
-            switch_child: Some(child),
+            routers: Vec::new(),
+            children: vec![child],
             hosts: Mutex::default(),
             neighbours: Neighbours::of_lab(options.nodes),
             keep,
         };
         progress("the underlay is there: 198.18.0.0/24 and fd00:18::/64");
+        lab.add_routers(&network)?;
+        if !lab.routers.is_empty() {
+            progress(&format!("{} routers are there", lab.routers.len()));
+        }
 
         lab.make_secret(options.secret)?;
         for _ in 0..options.nodes {
@@ -256,6 +306,7 @@ impl Lab {
         }
         let hosts = lab.hosts();
         progress(&format!("{} hosts are there", hosts.len()));
+        lab.set_first_links(&network.topology.links)?;
         if options.daemons {
             for host in &hosts {
                 host.spawn_daemon(&[])?;
@@ -285,13 +336,17 @@ impl Lab {
             || format!("lab {name:?} is broken; `meshctl lab down --name {name}` removes what is left");
         let switch = state.switch.as_ref().with_context(broken)?.process;
         let switch = Space::open(switch).context("the underlay").with_context(broken)?;
-        let shared = Arc::new(Shared::new(state.clone(), None)?);
+        let routers = state.routers.iter().map(|router| Space::open(router.process).context("a router"));
+        let routers = routers.collect::<Result<Vec<_>>>().with_context(broken)?;
+        let network = Network::load(&lab_dir(name)?).with_context(broken)?;
+        let shared = Arc::new(Shared::new(state.clone(), network, None)?);
         let hosts = state.hosts.iter().map(|host| Host::open(Arc::clone(&shared), host, None));
         let hosts = hosts.collect::<Result<Vec<_>>>().with_context(broken)?;
         Ok(Self {
             shared,
             switch,
-            switch_child: None,
+            routers,
+            children: Vec::new(),
             neighbours: Neighbours::of_lab(hosts.len()),
             hosts: Mutex::new(hosts),
             keep: AtomicBool::new(true),
@@ -327,7 +382,10 @@ impl Lab {
     /// When a step fails.
     pub fn add_host(&self) -> Result<Host> {
         let mut hosts = self.lock_hosts();
-        ensure!(hosts.len() < MAX_HOSTS, "the underlay has room for {MAX_HOSTS} hosts");
+        ensure!(
+            hosts.len() + self.routers.len() < MAX_HOSTS,
+            "the underlay has room for {MAX_HOSTS} hosts and routers"
+        );
         let number = u8::try_from(hosts.len() + 1).context("number of the host")?;
         let name = format!("h{number}");
         let spec = HolderSpec {
@@ -342,7 +400,14 @@ impl Lab {
             self.shared.change(|lab| lab.hosts.push(state))
         })?;
         let host = Host::open(Arc::clone(&self.shared), &self.shared.host_state(&name)?, Some(child))?;
-        underlay::plug(self.switch.net(), host.net(), process.pid, number, self.neighbours)?;
+        let network = self.shared.change_network(|network| {
+            let plan = network.plan();
+            let figure = if plan.is_free(number) { Some(number) } else { plan.free_figure() };
+            network.figures.insert(number, figure.context("the underlay has no address left")?);
+            Ok(network.clone())
+        })?;
+        let (switch, plan) = (self.switch.net(), network.plan());
+        underlay::plug(switch, host.net(), process.pid, plan, number, self.neighbours)?;
         files::write_atomic(
             &host.dir().join("cni").join(cni::CONFLIST_NAME),
             cni::CONFLIST.as_bytes(),
@@ -357,6 +422,30 @@ impl Lab {
         }
         hosts.push(host.clone());
         Ok(host)
+    }
+
+    /// Starts all routers, those nearer to the public underlay first.
+    fn add_routers(&mut self, network: &Network) -> Result<()> {
+        let plan = network.plan();
+        for (_, name, _) in plan.routers() {
+            let (space, child) = start_holder(&self.shared, &format!("router-{name}"), |state, holder| {
+                state.routers.push(holder)
+            })?;
+            self.routers.push(space);
+            self.children.push(child);
+        }
+        let mut order: Vec<u8> = plan.routers().map(|(number, _, _)| number).collect();
+        order.sort_by_key(|number| plan.way_up(Segment(*number)).len());
+        for number in order {
+            let space = &self.routers[usize::from(number) - 1];
+            router::plug(plan, number, self.switch.net(), space.net(), space.pid())
+                .with_context(|| format!("router {number}"))?;
+        }
+        for (number, _, _) in plan.routers() {
+            let net = self.routers[usize::from(number) - 1].net();
+            underlay::ip_batch(net, &router::routes_down(plan, Some(number)))?;
+        }
+        underlay::route_down(self.switch.net(), plan)
     }
 
     fn make_secret(&self, secret: Secret) -> Result<()> {
@@ -463,44 +552,6 @@ impl Lab {
             Where::Pod(pod) => capture::start(pod.net(), Some(POD_IFACE), inspector),
         }
     }
-
-    /// Drops everything between two hosts, both directions.
-    ///
-    /// # Errors
-    /// When nftables refuses.
-    pub fn cut(&self, a: &Host, b: &Host) -> Result<()> {
-        underlay::set_links(self.switch.net(), &[(a.number(), b.number())], Link::Cut)
-    }
-
-    /// Ends a cut between two hosts.
-    ///
-    /// # Errors
-    /// When nftables refuses.
-    pub fn heal(&self, a: &Host, b: &Host) -> Result<()> {
-        underlay::set_links(self.switch.net(), &[(a.number(), b.number())], Link::Whole)
-    }
-
-    /// Drops everything between hosts of different groups, all pairs at the same moment.
-    ///
-    /// # Errors
-    /// When nftables refuses.
-    pub fn cut_groups(&self, groups: &[&[Host]]) -> Result<()> {
-        let mut pairs = Vec::new();
-        for (number, group) in groups.iter().enumerate() {
-            for other in &groups[number + 1..] {
-                pairs.extend(group.iter().flat_map(|a| other.iter().map(|b| (a.number(), b.number()))));
-            }
-        }
-        underlay::set_links(self.switch.net(), &pairs, Link::Cut)
-    }
-
-    /// Ends all cuts.
-    ///
-    /// # Errors
-    /// When nftables refuses.
-    pub fn heal_all(&self) -> Result<()> {
-        underlay::heal_all(self.switch.net())
-    }
 }
 
 impl Drop for Lab {
@@ -510,7 +561,7 @@ impl Drop for Lab {
         }
         let result = Self::down(self.shared.name());
         let mut children: Vec<Child> = self.lock_hosts().iter().filter_map(Host::take_child).collect();
-        children.extend(self.switch_child.take());
+        children.append(&mut self.children);
         for mut child in children {
             // Killed above; it only has to be reaped. It cannot be as long as a command that somebody
             // started in the host is not: then it stays a zombie until this process ends.
@@ -522,6 +573,21 @@ impl Drop for Lab {
             tracing::error!(lab = self.shared.name(), error = format!("{error:#}"), "taking the lab down");
         }
     }
+}
+
+/// Starts the first process of the switch or of a router.
+fn start_holder(
+    shared: &Shared,
+    what: &str,
+    record: impl FnOnce(&mut LabState, HolderState),
+) -> Result<(Space, Child)> {
+    let host = format!("{}-{what}", shared.name);
+    let spec = HolderSpec { host, dir: shared.dir.join(what), switch: true, cni: None };
+    let (process, child) = holder::start(&shared.binaries.helper, &spec, |process| {
+        let holder = Space::open(process)?.describe()?;
+        shared.change(|state| record(state, holder))
+    })?;
+    Ok((Space::open(process)?, child))
 }
 
 /// Makes the lab's directory: whoever makes it, owns the name.

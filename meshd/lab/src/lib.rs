@@ -1,6 +1,6 @@
 //! N-host meshes on one machine, in network namespaces.
 //!
-//! A *lab* is a few *hosts* on one private Ethernet, the *underlay*. A host is a tree of processes in
+//! A *lab* is a few *hosts* on one private Ethernet, the *underlay*, or behind routers on it ([`Topology`]). A host is a tree of processes in
 //! network, mount, pid and uts namespaces of its own, with a private `/run`, `/var/lib/meshd`,
 //! `/etc/meshd` and `/etc/cni/net.d`: the real daemon, plugin and engine run in it at their default
 //! paths. A *pod* is a named network namespace of a host, attached by running the real CNI plugin.
@@ -31,16 +31,23 @@ mod demo;
 mod family;
 mod holder;
 mod host;
+mod impairment;
 mod inspect;
 mod lab;
+mod links;
 mod measure;
+mod network;
 mod ping;
+mod plan;
 mod pod;
 mod process;
+mod quantity;
+mod router;
 mod space;
 mod state;
 mod stream;
 mod teardown;
+mod topology;
 mod underlay;
 mod usage;
 mod wait;
@@ -51,13 +58,17 @@ pub use check::{CheckReport, Probe};
 pub use cli::{HostInitArgs, LabCommand, UpArgs, run};
 pub use family::Family;
 pub use host::{Daemon, Host};
+pub use impairment::Impairment;
 pub use inspect::{ClusterRanges, Scanner, Tally};
 pub use lab::{Lab, Options, Secret};
+pub use links::LinkState;
 pub use mesh_sys::packet::Frame;
 pub use ping::{PingOptions, PingStats, RunningPing};
 pub use pod::Pod;
 pub use process::ProcessRef;
+pub use quantity::{Rate, Share, Span};
 pub use state::LAB_ROOT;
 pub use stream::{MARKER, Transfer};
+pub use topology::{Behaviour, Families, Link, Nat, Out, Place, Router, Topology};
 pub use usage::Usage;
 pub use wait::{poll_until, poll_until_some};

@@ -52,6 +52,11 @@ impl Space {
         &self.net
     }
 
+    /// Its first process.
+    pub(crate) fn pid(&self) -> i32 {
+        self.holder.pid
+    }
+
     /// The host's root directory, reached from the real machine.
     pub(crate) fn root(&self) -> PathBuf {
         format!("/proc/{}/root", self.holder.pid).into()

@@ -14,8 +14,8 @@ use crate::process::ProcessRef;
 /// Labs are directories below this one.
 pub const LAB_ROOT: &str = "/run/mesh-lab";
 
-/// Raised when a field of [`LabState`] changes its meaning.
-const VERSION: u32 = 1;
+/// Raised when [`LabState`] changes.
+const VERSION: u32 = 2;
 
 /// More than any real state file has, in bytes.
 const MAX_STATE: usize = 16 << 20;
@@ -53,7 +53,7 @@ pub(crate) struct PodState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct HostState {
     pub(crate) name: String,
-    /// Last figure of its underlay addresses, from 1.
+    /// Its number, from 1.
     pub(crate) number: u8,
     pub(crate) holder: HolderState,
     pub(crate) daemon: Option<DaemonState>,
@@ -69,6 +69,8 @@ pub(crate) struct LabState {
     /// Arguments that every daemon gets.
     pub(crate) daemon_args: Vec<String>,
     pub(crate) switch: Option<HolderState>,
+    /// In the order of their numbers.
+    pub(crate) routers: Vec<HolderState>,
     pub(crate) hosts: Vec<HostState>,
 }
 
@@ -80,6 +82,7 @@ impl LabState {
             binaries,
             daemon_args,
             switch: None,
+            routers: Vec::new(),
             hosts: Vec::new(),
         }
     }
@@ -116,7 +119,7 @@ impl LabState {
     }
 
     pub(crate) fn holders(&self) -> impl Iterator<Item = &HolderState> {
-        self.hosts.iter().map(|host| &host.holder).chain(&self.switch)
+        self.hosts.iter().map(|host| &host.holder).chain(&self.routers).chain(&self.switch)
     }
 }
 

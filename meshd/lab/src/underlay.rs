@@ -1,31 +1,23 @@
-//! The private Ethernet between the hosts: a bridge in a network namespace of its own.
+//! The Ethernets between the hosts, public and behind routers: bridges in a network namespace of their own.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::Ipv6Addr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use ipnet::{Ipv4Net, Ipv6Net};
 use mesh_sys::netns::NetNs;
 
 use crate::family::Family;
-
-/// The underlay's IPv4 network (RFC 2544, benchmarking: no real host has it).
-pub(crate) const NET_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(198, 18, 0, 0), 24);
-
-/// The underlay's IPv6 network.
-pub(crate) const NET_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0x18, 0, 0, 0, 0, 0, 0), 64);
-
-/// Last figure of the router, which every host has as its default route.
-pub(crate) const ROUTER: u8 = 254;
+use crate::network::Network;
+use crate::plan::{GATEWAY, Plan, Segment, host_mac, host_port};
+use crate::router;
 
 /// Name of the host's interface on the underlay.
 pub(crate) const HOST_IFACE: &str = "eth0";
-
-const BRIDGE: &str = "underlay";
 
 /// Hosts up to this number learn each other's hardware addresses as hosts do.
 ///
@@ -52,52 +44,46 @@ impl Neighbours {
         if hosts <= MOST_THAT_LEARN {
             return Self::Learned;
         }
-        Self::Entered(u8::try_from(hosts + ROOM_FOR_MORE).map_or(ROUTER - 1, |last| last.min(ROUTER - 1)))
+        Self::Entered(u8::try_from(hosts + ROOM_FOR_MORE).map_or(GATEWAY - 1, |last| last.min(GATEWAY - 1)))
     }
 }
 
-/// The underlay address of host `number`, or of [`ROUTER`].
-pub(crate) fn address(number: u8, family: Family) -> IpAddr {
-    match family {
-        Family::V4 => Ipv4Addr::new(198, 18, 0, number).into(),
-        Family::V6 => Ipv6Addr::new(0xfd00, 0x18, 0, 0, 0, 0, 0, number.into()).into(),
+/// Makes the public underlay with the gateway's addresses.
+pub(crate) fn make_switch(switch: &NetNs, plan: Plan<'_>) -> Result<()> {
+    let bridge = Segment::PUBLIC.bridge();
+    make_bridge(switch, &bridge)?;
+    let mut script = String::new();
+    for (family, length, nodad) in [(Family::V4, 24, ""), (Family::V6, 64, " nodad")] {
+        if let Some(address) = plan.address(Segment::PUBLIC, GATEWAY, family) {
+            writeln!(script, "addr add {address}/{length} dev {bridge}{nodad}")?;
+        }
     }
+    ip_batch(switch, &script)?;
+    no_bridge_netfilter(switch)
 }
 
-/// The name of a host's port on the bridge.
-pub(crate) fn port(number: u8) -> String {
-    format!("port{number}")
-}
-
-/// The hardware address of a host's `eth0`: locally administered, and the same in every lab.
-fn hardware_address(number: u8) -> String {
-    format!("02:00:c6:12:00:{number:02x}")
-}
-
-/// Makes the bridge and the router's addresses, and the table for cuts.
-pub(crate) fn make_switch(switch: &NetNs) -> Result<()> {
+/// Makes a segment.
+pub(crate) fn make_bridge(switch: &NetNs, bridge: &str) -> Result<()> {
     // A bridge that hands frames to iptables would track every packet of the lab in vain.
     ip_batch(
         switch,
         &format!(
-            "link add {BRIDGE} type bridge stp_state 0 forward_delay 0 mcast_snooping 0 nf_call_iptables 0 \
+            "link add {bridge} type bridge stp_state 0 forward_delay 0 mcast_snooping 0 nf_call_iptables 0 \
              nf_call_ip6tables 0 nf_call_arptables 0\n\
-             link set {BRIDGE} mtu 1500 addrgenmode none up\n\
-             addr add {v4}/{l4} dev {BRIDGE}\n\
-             addr add {v6}/{l6} dev {BRIDGE} nodad\n",
-            v4 = address(ROUTER, Family::V4),
-            l4 = NET_V4.prefix_len(),
-            v6 = address(ROUTER, Family::V6),
-            l6 = NET_V6.prefix_len(),
+             link set {bridge} mtu 1500 addrgenmode none up\n"
         ),
-    )?;
-    no_bridge_netfilter(switch)?;
-    nft(
-        switch,
-        "table bridge lab {\n\
-         set cut {\ntype ifname . ifname\n}\n\
-         chain partition {\ntype filter hook forward priority 0\niifname . oifname @cut counter drop\n}\n}\n",
     )
+}
+
+/// Lets the gateway of the public underlay reach the networks behind firewalls. Labs without such have a gateway that
+/// forwards nothing: what a host sends there is lost, and can be seen.
+pub(crate) fn route_down(switch: &NetNs, plan: Plan<'_>) -> Result<()> {
+    let routes = router::routes_down(plan, None);
+    if routes.is_empty() {
+        return Ok(());
+    }
+    router::forward(switch)?;
+    ip_batch(switch, &routes)
 }
 
 /// Turns off the per-namespace sysctls, where the module br_netfilter is loaded at all.
@@ -113,86 +99,117 @@ fn no_bridge_netfilter(switch: &NetNs) -> Result<()> {
     })?
 }
 
-/// Connects a host: a veth pair from a port of the bridge to `eth0` inside, addresses, default routes.
+/// Connects a host, whose first process is `pid`: a veth pair from a port of its segment to `eth0` inside, addresses,
+/// default routes.
 pub(crate) fn plug(
     switch: &NetNs,
     host: &NetNs,
-    host_pid: i32,
+    pid: i32,
+    plan: Plan<'_>,
     number: u8,
     neighbours: Neighbours,
 ) -> Result<()> {
-    let (port, mac) = (port(number), hardware_address(number));
+    let (port, mac, segment) = (host_port(number), host_mac(number), plan.segment_of(number));
     ip_batch(
         switch,
         &format!(
-            "link add {port} mtu 1500 type veth peer name {HOST_IFACE} address {mac} mtu 1500 netns {host_pid}\n\
-             link set {port} master {BRIDGE} addrgenmode none up\n"
+            "link add {port} mtu 1500 type veth peer name {HOST_IFACE} address {mac} mtu 1500 netns {pid}\n\
+             link set {port} master {bridge} addrgenmode none up\n",
+            bridge = segment.bridge()
         ),
     )?;
-    // Given by hand: the kernel would check its own for duplicates, which takes up to two seconds, and
-    // meanwhile a host that forwards could not ask for its neighbours.
-    let link_local = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, number.into());
-    ip_batch(
-        host,
-        &format!(
-            "link set {HOST_IFACE} addrgenmode none up\n\
-             addr add {a4}/{l4} brd + dev {HOST_IFACE}\n\
-             addr add {a6}/{l6} dev {HOST_IFACE} nodad\n\
-             addr add {link_local}/64 dev {HOST_IFACE} nodad\n\
-             route add default via {r4} dev {HOST_IFACE}\n\
-             route add ::/0 via {r6} dev {HOST_IFACE}\n",
-            a4 = address(number, Family::V4),
-            l4 = NET_V4.prefix_len(),
-            a6 = address(number, Family::V6),
-            l6 = NET_V6.prefix_len(),
-            r4 = address(ROUTER, Family::V4),
-            r6 = address(ROUTER, Family::V6),
-        ),
-    )?;
+    // The link-local address is given by hand: the kernel would check its own for duplicates, which takes up to two
+    // seconds, and meanwhile a host that forwards could not ask for its neighbours.
+    let mut script = format!("link set {HOST_IFACE} addrgenmode none up\n");
+    if plan.host_address(number, Family::V6).is_some() {
+        let link_local = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, number.into());
+        writeln!(script, "addr add {link_local}/64 dev {HOST_IFACE} nodad")?;
+    }
+    ip_batch(host, &(script + &addresses(plan, number, "add")))?;
     match neighbours {
         Neighbours::Learned => Ok(()),
-        Neighbours::Entered(last) => ip_batch(host, &all_neighbours(number, last)),
+        Neighbours::Entered(last) if segment == Segment::PUBLIC => {
+            ip_batch(host, &all_neighbours(plan, number, last))
+        }
+        Neighbours::Entered(_) => Ok(()),
     }
 }
 
+/// Gives a host other addresses: those of `old` go, those of `new` come.
+pub(crate) fn renumber(host: &NetNs, old: Plan<'_>, new: Plan<'_>, number: u8) -> Result<()> {
+    // First away, then there: with two addresses of one network, the kernel would take the second one for a lesser one,
+    // and delete it with the first.
+    ip_batch(host, &(addresses(old, number, "del") + &addresses(new, number, "add")))
+}
+
+/// Adds or deletes a host's addresses, and with them its default routes.
+fn addresses(plan: Plan<'_>, number: u8, verb: &str) -> String {
+    let mut script = String::new();
+    for family in Family::BOTH {
+        let gateway = plan.address(plan.segment_of(number), GATEWAY, family);
+        let Some((address, gateway)) = plan.host_address(number, family).zip(gateway) else { continue };
+        let (length, any, more) = match family {
+            Family::V4 => (24, "0.0.0.0/0", " brd +"),
+            Family::V6 => (64, "::/0", " nodad"),
+        };
+        let more = if verb == "add" { more } else { "" };
+        let route = format!("route {verb} {any} via {gateway} dev {HOST_IFACE}\n");
+        let address = format!("addr {verb} {address}/{length} dev {HOST_IFACE}{more}\n");
+        // A route needs an address to reach its gateway.
+        script += &if verb == "add" { address + &route } else { route + &address };
+    }
+    script
+}
+
 /// Entries for all hosts up to `last`, but for host `number` itself.
-fn all_neighbours(number: u8, last: u8) -> String {
+fn all_neighbours(plan: Plan<'_>, number: u8, last: u8) -> String {
     let others = (1..=last).filter(|other| *other != number);
-    let entries = others.flat_map(|other| Family::BOTH.map(|family| (address(other, family), other)));
-    let lines = entries.map(|(address, other)| {
-        format!("neigh add {address} lladdr {} dev {HOST_IFACE} nud permanent\n", hardware_address(other))
+    let entries = others.flat_map(|other| {
+        Family::BOTH.map(|family| (plan.address(Segment::PUBLIC, other, family), host_mac(other)))
+    });
+    let lines = entries.filter_map(|(address, mac)| {
+        Some(format!("neigh add {} lladdr {mac} dev {HOST_IFACE} nud permanent\n", address?))
     });
     lines.collect()
 }
 
-/// Whether frames between two hosts pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Link {
-    Cut,
-    Whole,
-}
-
-/// Cuts or heals pairs of hosts, every protocol, both directions at once: one nftables transaction.
-pub(crate) fn set_links(switch: &NetNs, pairs: &[(u8, u8)], link: Link) -> Result<()> {
-    if pairs.is_empty() {
-        return Ok(());
+/// The rules of the switch: cuts, and what has to go through a forwarder.
+pub(crate) fn rules(network: &Network) -> Result<String> {
+    let plan = network.plan();
+    let mut cut_ports = String::new();
+    let mut chains: BTreeMap<String, String> = BTreeMap::new();
+    for way in &network.ways {
+        let (from, to) = (way.from, way.to);
+        let verdict = match (way.impairment.cut, &way.forwarder) {
+            (true, _) if plan.segment_of(from) == plan.segment_of(to) => {
+                // At the bridge, because it also concerns frames to all.
+                write!(cut_ports, "\"{}\" . \"{}\", ", host_port(from), host_port(to))?;
+                continue;
+            }
+            (true, _) => "drop".to_owned(),
+            (false, Some(forwarder)) => format!("fwd to {}", forwarder.device),
+            (false, None) => continue,
+        };
+        let passage = plan.passage(from, to)?;
+        let chain = chains.entry(passage.port).or_default();
+        for expression in passage.matches {
+            writeln!(chain, "{expression} {verdict}")?;
+        }
     }
-    let mut elements = String::new();
-    for (a, b) in pairs {
-        let (a, b) = (port(*a), port(*b));
-        write!(elements, "\"{a}\" . \"{b}\", \"{b}\" . \"{a}\", ")?;
+    let elements = if cut_ports.is_empty() { cut_ports } else { format!("elements = {{ {cut_ports} }}\n") };
+    let mut rules = format!(
+        "table bridge lab\ndelete table bridge lab\ntable netdev lab\ndelete table netdev lab\n\
+         table bridge lab {{\n\
+         set cut {{\ntype ifname . ifname\n{elements}}}\n\
+         chain partition {{\ntype filter hook forward priority 0\niifname . oifname @cut counter drop\n}}\n}}\n"
+    );
+    for (port, chain) in chains {
+        write!(
+            rules,
+            "table netdev lab {{\nchain {port} {{\ntype filter hook ingress device {port} priority 0;\n{chain}}}\n}}\n"
+        )?;
     }
-    // Adding first makes deleting succeed for pairs that were whole already.
-    let add = format!("add element bridge lab cut {{ {elements} }}\n");
-    match link {
-        Link::Cut => nft(switch, &add),
-        Link::Whole => nft(switch, &format!("{add}delete element bridge lab cut {{ {elements} }}\n")),
-    }
-}
-
-/// Heals everything.
-pub(crate) fn heal_all(switch: &NetNs) -> Result<()> {
-    nft(switch, "flush set bridge lab cut\n")
+    Ok(rules)
 }
 
 /// Runs `ip -batch` inside a network namespace, with the caller's process ids.
@@ -200,7 +217,7 @@ pub(crate) fn ip_batch(net: &NetNs, script: &str) -> Result<()> {
     fed(net, Command::new("ip").args(["-batch", "-"]), script)
 }
 
-fn nft(net: &NetNs, script: &str) -> Result<()> {
+pub(crate) fn nft(net: &NetNs, script: &str) -> Result<()> {
     fed(net, Command::new("nft").args(["-f", "-"]), script)
 }
 
@@ -221,13 +238,15 @@ fn fed(net: &NetNs, command: &mut Command, script: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::topology::Topology;
 
     #[test]
     fn only_hosts_of_large_labs_are_told_their_neighbours() {
         assert_eq!(Neighbours::of_lab(22), Neighbours::Learned);
         assert_eq!(Neighbours::of_lab(23), Neighbours::Entered(25));
         assert_eq!(Neighbours::of_lab(253), Neighbours::Entered(253));
-        let entries = all_neighbours(2, 3);
+        let (topology, figures) = (Topology::default(), BTreeMap::new());
+        let entries = all_neighbours(Plan { topology: &topology, figures: &figures }, 2, 3);
         assert_eq!(entries.lines().count(), 4, "{entries}");
         assert!(entries.contains("neigh add 198.18.0.3 lladdr 02:00:c6:12:00:03 dev eth0 nud permanent\n"));
         assert!(entries.contains("neigh add fd00:18::1 lladdr 02:00:c6:12:00:01 dev eth0 nud permanent\n"));

@@ -78,7 +78,7 @@ fn the_command_line_exits_like_its_command_and_names_what_is_wrong() {
     let (_, _, err) = run(&["exec", "--name", "labw-cli", "h1/p1", "true"]);
     assert!(err.contains("no pod \"p1\""), "{err}");
     let (_, _, err) = run(&["up", "--name", "labw-x", "--topology", "nat"]);
-    assert!(err.contains("\"nat\" does not exist yet"), "{err}");
+    assert!(err.contains("\"full\" or a topology file") && err.contains("reading nat"), "{err}");
     let (_, _, err) = run(&["pods", "--name", "labw-none"]);
     assert!(err.contains("not up"), "{err}");
     let (_, _, err) = run(&["down", "--name", "../x"]);
