@@ -13,7 +13,10 @@ use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::binaries::Binaries;
+use crate::cli_link::{self, LinkArgs};
 use crate::demo;
+use crate::family::Family;
+use crate::forwarder::{self, ForwarderSpec};
 use crate::holder::{self, HolderSpec};
 use crate::lab::{Lab, Options, Secret};
 use crate::state::LabState;
@@ -50,6 +53,30 @@ pub enum LabCommand {
         #[arg(long, default_value = "default")]
         name: String,
     },
+    /// Change what happens to packets between two hosts, or show it
+    Link(LinkArgs),
+    /// List the links on which something happens to packets
+    Links {
+        /// Name of the lab
+        #[arg(long, default_value = "default")]
+        name: String,
+    },
+    /// Give a host other addresses on the underlay, as a moving laptop gets them
+    Renumber {
+        /// Name of the lab
+        #[arg(long, default_value = "default")]
+        name: String,
+        /// The host, such as h1
+        host: String,
+    },
+    /// Let a NAT router forget its mappings, as when it is started anew
+    Rebind {
+        /// Name of the lab
+        #[arg(long, default_value = "default")]
+        name: String,
+        /// Name of the router in the topology
+        router: String,
+    },
     /// Take the lab down and remove everything of it
     Down {
         /// Name of the lab
@@ -59,6 +86,9 @@ pub enum LabCommand {
     /// Pid 1 of a host; started by the lab itself
     #[command(hide = true)]
     HostInit(HostInitArgs),
+    /// One direction of a bad link; started by the lab itself
+    #[command(hide = true)]
+    LinkForwarder(ForwarderArgs),
     /// Starts a daemon as a child of pid 1; used by the lab itself
     #[command(hide = true)]
     SpawnDetached {
@@ -96,6 +126,13 @@ pub struct UpArgs {
 pub struct HostInitArgs {
     #[command(flatten)]
     spec: HolderSpec,
+}
+
+/// Arguments of one direction of a bad link.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ForwarderArgs {
+    #[command(flatten)]
+    spec: ForwarderSpec,
 }
 
 impl UpArgs {
@@ -145,6 +182,22 @@ pub fn run(command: LabCommand, binaries: &Binaries) -> Result<()> {
             demo::demo(options, &mut out)
         }
         LabCommand::Check { name } => demo::check(&Lab::open(&name)?, &mut out),
+        LabCommand::Link(args) => cli_link::link(&args, &mut out),
+        LabCommand::Links { name } => cli_link::links(&Lab::open(&name)?, &mut out),
+        LabCommand::Renumber { name, host } => {
+            let lab = Lab::open(&name)?;
+            let host = lab.host_named(&host)?;
+            lab.renumber(&host)?;
+            let addresses = Family::BOTH.iter().filter_map(|family| host.address(*family));
+            let addresses: Vec<_> = addresses.map(|address| address.to_string()).collect();
+            writeln!(out, "{} is now {}", host.name(), addresses.join(" and "))?;
+            Ok(())
+        }
+        LabCommand::Rebind { name, router } => {
+            Lab::open(&name)?.rebind(&router)?;
+            writeln!(out, "{router} has forgotten its mappings")?;
+            Ok(())
+        }
         LabCommand::Down { name } => {
             let existed = Lab::down(&name)?;
             let what = if existed { "is down, nothing of it is left" } else { "was not up" };
@@ -152,6 +205,7 @@ pub fn run(command: LabCommand, binaries: &Binaries) -> Result<()> {
             Ok(())
         }
         LabCommand::HostInit(args) => holder::host_init(&args.spec),
+        LabCommand::LinkForwarder(args) => forwarder::forward(&args.spec),
         LabCommand::SpawnDetached { command } => holder::spawn_detached(&command),
     }
 }

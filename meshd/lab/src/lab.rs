@@ -105,7 +105,7 @@ pub(crate) struct Shared {
     dir: PathBuf,
     log_filter: Option<String>,
     state: Mutex<LabState>,
-    /// As this process knows it; the file counts.
+    /// As this process has seen it last; the file counts.
     network: Mutex<Network>,
     /// Copies of what never changes in the state.
     name: String,
@@ -119,9 +119,13 @@ impl Shared {
         Ok(Self { dir: lab_dir(&name)?, log_filter, state, network, name, binaries })
     }
 
-    /// The network as it was when this process looked last.
+    /// The network as it is now; of a lab that is down, as it was when this process looked last.
     pub(crate) fn network(&self) -> Network {
-        self.network.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut known = self.network.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(network) = Network::load(&self.dir) {
+            *known = network;
+        }
+        known.clone()
     }
 
     /// Changes the network as it is now, whoever changed it before, and keeps everybody else from doing so meanwhile. When

@@ -1,12 +1,15 @@
 //! Changing the network of a lab that is up: cuts, impairments, addresses, mappings.
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 
+use crate::forwarder;
 use crate::host::Host;
 use crate::impairment::Impairment;
 use crate::lab::Lab;
 use crate::network::{Network, Way};
 use crate::plan::number_of;
+use crate::process::ProcessRef;
 use crate::router;
 use crate::topology::Link;
 use crate::underlay;
@@ -20,6 +23,8 @@ pub struct LinkState {
     pub to: String,
     /// What happens on the way.
     pub impairment: Impairment,
+    /// Whether the process that makes it happen has died: then nothing passes until the link is set again.
+    pub broken: bool,
 }
 
 impl Lab {
@@ -114,25 +119,21 @@ impl Lab {
     }
 
     /// What happens to packets from one host to another, also when another process has said so.
-    ///
-    /// # Errors
-    /// When the lab's files cannot be read.
-    pub fn impairment(&self, from: &Host, to: &Host) -> Result<Impairment> {
-        Ok(Network::load(self.dir())?.impairment(from.number(), to.number()))
+    #[must_use]
+    pub fn impairment(&self, from: &Host, to: &Host) -> Impairment {
+        self.shared.network().impairment(from.number(), to.number())
     }
 
     /// All ways on which something happens to packets, in the order of their hosts.
-    ///
-    /// # Errors
-    /// As [`Lab::impairment`].
-    pub fn links(&self) -> Result<Vec<LinkState>> {
-        let ways = Network::load(self.dir())?.ways;
+    #[must_use]
+    pub fn links(&self) -> Vec<LinkState> {
         let state = |way: Way| LinkState {
             from: format!("h{}", way.from),
             to: format!("h{}", way.to),
             impairment: way.impairment,
+            broken: way.forwarder.is_some_and(|forwarder| !forwarder.process.is_alive()),
         };
-        Ok(ways.into_iter().map(state).collect())
+        self.shared.network().ways.into_iter().map(state).collect()
     }
 
     /// Gives a host other addresses on the underlay, in both families, as a moving laptop gets them: the old ones are gone
@@ -184,12 +185,23 @@ impl Lab {
 
     /// Changes the network and puts it in force.
     fn change_links(&self, change: impl FnOnce(&mut Network) -> Result<()>) -> Result<()> {
+        let mut before: Vec<ProcessRef> = Vec::new();
         self.shared.change_network(|network| {
+            before.extend(network.forwarders());
             change(network)?;
             network.ways.retain(|way| way.impairment != Impairment::NONE);
-            ensure!(!network.ways.iter().any(|way| way.impairment.needs_forwarder()), "only cuts exist yet");
-            underlay::nft(self.switch.net(), &underlay::rules(network)?)
-        })
+            let started = self.start_forwarders(network)?;
+            let done = underlay::rules(network).and_then(|rules| underlay::nft(self.switch.net(), &rules));
+            if done.is_err() {
+                forwarder::end(&started, Signal::SIGKILL);
+            }
+            done
+        })?;
+        // Nothing is sent to them any more; they deliver what they have.
+        let used: Vec<ProcessRef> = self.shared.network().forwarders().collect();
+        before.retain(|process| !used.contains(process));
+        forwarder::end(&before, Signal::SIGTERM);
+        Ok(())
     }
 }
 

@@ -11,7 +11,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::impairment::Impairment;
-use crate::plan::Plan;
+use crate::plan::{Plan, Segment};
 use crate::process::ProcessRef;
 use crate::topology::Topology;
 
@@ -50,6 +50,8 @@ pub(crate) struct Forwarder {
     pub(crate) device: String,
     /// What it was started with.
     pub(crate) impairment: Impairment,
+    /// Where its device is a port.
+    pub(crate) segment: Segment,
 }
 
 impl Network {
@@ -70,6 +72,11 @@ impl Network {
             self.ways.insert(at, Way { from, to, impairment: Impairment::NONE, forwarder: None });
         }
         change(&mut self.ways[at].impairment);
+    }
+
+    /// All processes that packets pass through.
+    pub(crate) fn forwarders(&self) -> impl Iterator<Item = ProcessRef> {
+        self.ways.iter().filter_map(|way| Some(way.forwarder.as_ref()?.process))
     }
 
     /// Reads the file in a lab's directory.

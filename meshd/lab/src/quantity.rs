@@ -43,6 +43,13 @@ impl Share {
         assert!(percent <= 100, "{percent}% is more than all");
         Self(percent * (MILLION / 100))
     }
+
+    /// Whether one of evenly distributed random numbers is within the share.
+    pub(crate) fn takes(self, random: u64) -> bool {
+        // The high half of the product is the random number scaled to a million.
+        let scaled = (u128::from(random) * u128::from(MILLION)) >> 64;
+        scaled < u128::from(self.0)
+    }
 }
 
 impl Rate {
@@ -50,6 +57,12 @@ impl Rate {
     #[must_use]
     pub fn bits_per_second(bits: u64) -> Self {
         Self(bits.max(SLOWEST))
+    }
+
+    /// How long so many bytes take.
+    pub(crate) fn time_for(self, bytes: usize) -> Duration {
+        let nanos = (bytes as u128 * 8 * 1_000_000_000).div_ceil(u128::from(self.0));
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 }
 
@@ -195,5 +208,18 @@ mod tests {
                 && "10".parse::<Rate>().is_err()
                 && "10mb".parse::<Rate>().is_err()
         );
+    }
+
+    #[test]
+    fn a_rate_gives_times() {
+        assert_eq!("10mbit".parse::<Rate>().unwrap().time_for(1250), Duration::from_millis(1));
+        assert_eq!("1gbit".parse::<Rate>().unwrap().time_for(1500), Duration::from_micros(12));
+    }
+
+    #[test]
+    fn a_share_takes_its_part_of_all_random_numbers() {
+        assert!(!Share::NONE.takes(0) && Share::ALL.takes(u64::MAX));
+        let half = Share::percent(50);
+        assert!(half.takes(u64::MAX / 2 - 1) && !half.takes(u64::MAX / 2 + 1));
     }
 }

@@ -34,6 +34,9 @@ pub struct Topology {
     /// What links are like from the start, as `[[link]]`.
     #[serde(default, rename = "link")]
     pub links: Vec<Link>,
+    /// Where the chances of links come from: the same packets at the same times have the same fates.
+    #[serde(default)]
+    pub seed: u64,
 }
 
 /// Where a host is.

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use mesh_lab::{Binaries, Family, Host, Lab, Options, Pod};
+use mesh_lab::{Binaries, Family, Host, Lab, Options, Pod, ProcessRef};
 
 pub fn binaries() -> Binaries {
     let helper = env!("CARGO_BIN_EXE_mesh-lab");
@@ -87,4 +87,15 @@ pub fn processes_with(text: &str) -> Vec<String> {
         }
     }
     found
+}
+
+/// The processes of this machine one of whose arguments is `text`.
+pub fn processes_of(text: &str) -> Vec<ProcessRef> {
+    let entries = std::fs::read_dir("/proc").unwrap();
+    let pids = entries.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse::<i32>().ok());
+    let named = |pid: &i32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|word| word == text.as_bytes())
+    };
+    pids.filter(named).filter_map(|pid| ProcessRef::of(pid).ok()).collect()
 }

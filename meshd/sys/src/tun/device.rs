@@ -99,8 +99,8 @@ impl Tun {
             return Err(TunError::BadName { name: name.to_owned() });
         }
         let failed = |what| move |source| TunError::Io { name: name.to_owned(), what, source };
-        let file = match attach(name, libc::IFF_MULTI_QUEUE | libc::IFF_TUN_EXCL) {
-            Err(TunError::Busy { .. }) => match attach(name, 0) {
+        let file = match attach(name, MODE | libc::IFF_MULTI_QUEUE | libc::IFF_TUN_EXCL) {
+            Err(TunError::Busy { .. }) => match attach(name, MODE) {
                 // It has several queues, so one like us made it.
                 Err(TunError::Taken { name }) if is_multi_queue(&name) => {
                     return Err(TunError::Busy { name });
@@ -111,7 +111,7 @@ impl Tun {
             Ok(first) => {
                 let mut files = vec![Queue(first)];
                 for _ in 1..queues {
-                    files.push(Queue(attach(name, libc::IFF_MULTI_QUEUE)?));
+                    files.push(Queue(attach(name, MODE | libc::IFF_MULTI_QUEUE)?));
                 }
                 return Self::prepare(files).map_err(failed("setting it up"));
             }
@@ -224,8 +224,11 @@ impl AsFd for Queue {
     }
 }
 
-/// Attaches a queue to the device `name`, which is made if it does not exist.
-fn attach(name: &str, flags: libc::c_int) -> Result<File, TunError> {
+/// Packets, with a header that tells of offloads.
+const MODE: libc::c_int = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+
+/// Attaches a queue to the device `name`, which is made if it does not exist. `flags` are those of TUNSETIFF.
+pub(super) fn attach(name: &str, flags: libc::c_int) -> Result<File, TunError> {
     let failed = |what| move |source| TunError::Io { name: name.to_owned(), what, source };
     let file = OpenOptions::new()
         .read(true)
@@ -238,8 +241,7 @@ fn attach(name: &str, flags: libc::c_int) -> Result<File, TunError> {
             _ => failed("opening /dev/net/tun")(error),
         })?;
     let mut request = Request::named(name).ok_or_else(|| TunError::BadName { name: name.to_owned() })?;
-    request.0.ifr_ifru.ifru_flags =
-        (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | flags) as libc::c_short;
+    request.0.ifr_ifru.ifru_flags = flags as libc::c_short;
     request.call(file.as_fd(), libc::TUNSETIFF).map_err(|error| match error.raw_os_error() {
         Some(libc::EPERM) => TunError::NoPermission { name: name.to_owned() },
         Some(libc::EBUSY) => TunError::Busy { name: name.to_owned() },
