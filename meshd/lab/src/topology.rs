@@ -402,6 +402,14 @@ mod tests {
     }
 
     #[test]
+    fn the_example_of_the_documentation_is_right() {
+        let document = include_str!("../../../docs/lab.md");
+        let (_, rest) = document.split_once("```toml\n").unwrap();
+        let topology = parse(rest.split_once("```").unwrap().0).unwrap();
+        assert_eq!((topology.hosts_named(), topology.routers.len(), topology.links.len()), (7, 5, 2));
+    }
+
+    #[test]
     fn mistakes_are_named() {
         for (text, words) in [
             ("[hosts.h1]", &["hosts", "host"][..]),

@@ -186,7 +186,7 @@ fn nothing_of_routers_and_links_is_left_whatever_was_killed() {
 fn datagrams(from: &Host, to: &Host, family: Family, count: u32, pause: Duration) -> Vec<(u32, Duration)> {
     let address = SocketAddr::new(to.underlay(family), 7300);
     let receiver = to.net().run(|| UdpSocket::bind(address)).unwrap().unwrap();
-    receiver.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    receiver.set_read_timeout(Some(Duration::from_millis(250))).unwrap();
     let any = SocketAddr::new(from.underlay(family), 0);
     let sender = from.net().run(|| UdpSocket::bind(any)).unwrap().unwrap();
     // So that none waits for a hardware address.
