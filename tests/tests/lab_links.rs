@@ -9,7 +9,9 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use mesh_lab::{Behaviour, Impairment, Lab, Nat, Options, Place, Router, Secret, Share, Span, Topology};
+use mesh_lab::{
+    Behaviour, Impairment, Lab, Nat, Options, Place, Router, Scanner, Secret, Share, Span, Topology, Where,
+};
 use mesh_tests::{FAMILIES, every, logs, options, reaches_within, up};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -37,9 +39,13 @@ fn pods_behind_nats_and_firewalls_reach_each_other() {
     let start = Instant::now();
     let lab = Lab::up(options).expect("the lab");
     println!("up after {:?}", start.elapsed());
+    let scanner = Scanner::new(Some(lab.cluster_ranges().unwrap()));
+    let capture = lab.capture(&Where::Underlay, move |frame: &_| scanner.inspect(frame)).unwrap();
     let report = lab.check(30 * SECOND).unwrap();
+    let (seen, _) = capture.stop().unwrap();
     println!("everything is reached {:?} after the start of the lab", start.elapsed());
     assert_eq!(report.failed().count(), 0, "{}\n{}", report.matrix(), logs(&lab));
+    assert!(seen.frames > 1000 && seen.found == 0 && seen.dropped == 0, "{seen:?}");
     for host in lab.hosts() {
         println!("{}:\n{}", host.name(), host.exec_ok(&["meshctl", "status", "paths"]).unwrap());
     }

@@ -10,6 +10,7 @@ use memchr::memmem;
 use mesh_sys::packet::Frame;
 
 use crate::plan;
+use crate::router::is_outside_port;
 use crate::stream::MARKER;
 
 /// Control sessions by TCP, gossip by UDP.
@@ -184,6 +185,14 @@ fn transport(protocol: u8, payload: &[u8], from: IpAddr, to: IpAddr) -> Result<&
                 Err(format!("UDP {from} > {to}, port {CONTROL_PORT}, but no gossip: {other:#04x}"))
             }
         },
+        // A NAT was in between: the ports say nothing, the first bytes do.
+        17 if is_outside_port(source) || is_outside_port(destination) => match payload.get(8..) {
+            Some([1..=4, 0, 0, 0, ..]) => Ok("UDP 6784 (WireGuard)"),
+            Some([] | [GOSSIP, ..]) | None => Ok("UDP 6783 (gossip)"),
+            Some(other) => Err(format!(
+                "UDP {from} > {to}, through a NAT, but neither gossip nor WireGuard: {other:02x?}"
+            )),
+        },
         6 => Err(format!("TCP {from} > {to}, neither port is {CONTROL_PORT}")),
         17 => Err(format!("UDP {from} > {to}, neither port is {TUNNEL_PORT}")),
         other => Err(format!("IP protocol {other} {from} > {to}")),
@@ -279,7 +288,8 @@ mod tests {
 
     #[test]
     fn what_must_not_be_there_is_found() {
-        let cases: [(Vec<u8>, &str); 10] = [
+        let cases: [(Vec<u8>, &str); 11] = [
+            (v4(A, B, 17, (20_001, 6783), &[0, 0, 0, 0, 5, 0, 0, 0]), "through a NAT"),
             (v4(A, B, 17, (6783, 6783), &[0, 0, 0, 0, 4, 0, 0, 0]), "no gossip: 0x04"),
             (v4(A, B, 17, (6784, 6784), &MARKER), "payload in the clear"),
             (v4([10, 32, 0, 5], B, 17, (6784, 6784), b""), "cluster address 10.32.0.5"),
@@ -297,6 +307,13 @@ mod tests {
         for (frame, expected) in cases {
             let finding = judge(&frame).unwrap_or_default();
             assert!(finding.contains(expected), "{finding:?} instead of {expected:?}");
+        }
+    }
+
+    #[test]
+    fn behind_a_nat_the_first_bytes_tell_what_it_is() {
+        for data in [&[0, 0, 0, 0, 4, 0, 0, 0][..], &[0, 0, 0, 0, GOSSIP, 1], &[0, 0, 0, 0]] {
+            assert_eq!(judge(&v4([192, 168, 1, 2], B, 17, (20_001, 20_002), data)), None);
         }
     }
 

@@ -11,7 +11,7 @@ use crate::network::{Network, Way};
 use crate::plan::number_of;
 use crate::process::ProcessRef;
 use crate::router;
-use crate::topology::Link;
+use crate::topology::{Link, Out};
 use crate::underlay;
 
 /// What happens to the packets from one host to another.
@@ -163,6 +163,18 @@ impl Lab {
             let rebinds = network.rebinds.entry(number).or_default();
             *rebinds += 1;
             router::rebind(self.routers[usize::from(number) - 1].net(), *rebinds)
+        })
+    }
+
+    /// Lets other things out of a router from now on. Connections that there are go on.
+    ///
+    /// # Errors
+    /// When there is no such router, or nftables refuses.
+    pub fn set_out(&self, router: &str, out: Out) -> Result<()> {
+        self.shared.change_network(|network| {
+            let number = network.plan().router_number(router)?;
+            network.topology.routers.entry(router.to_owned()).and_modify(|router| router.out = out);
+            router::let_out(self.routers[usize::from(number) - 1].net(), out)
         })
     }
 

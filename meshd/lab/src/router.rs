@@ -31,7 +31,7 @@ use crate::underlay::{ip_batch, make_bridge, nft};
 const FIRST_PORT: u16 = 20_000;
 
 /// Number of the outside ports: the counter begins anew after so many mappings.
-const PORTS: u16 = 40_000;
+const PORTS: u16 = 1 << 14;
 
 /// Makes the segment behind a router and connects the router, whose first process is `pid`, with both sides.
 pub(crate) fn plug(plan: Plan<'_>, number: u8, switch: &NetNs, router: &NetNs, pid: i32) -> Result<()> {
@@ -52,7 +52,7 @@ pub(crate) fn plug(plan: Plan<'_>, number: u8, switch: &NetNs, router: &NetNs, p
     }
     ip_batch(switch, &script)?;
 
-    forward(router)?;
+    forward(router, &["wan0", "lan0"])?;
     let mut script = String::new();
     for device in ["wan0", "lan0"] {
         writeln!(script, "link set {device} addrgenmode none up")?;
@@ -106,12 +106,13 @@ pub(crate) fn routes_down(plan: Plan<'_>, at: Option<u8>) -> String {
     script
 }
 
-/// Lets a namespace forward packets of both families, without telling anybody of a better way.
-pub(crate) fn forward(net: &NetNs) -> Result<()> {
+/// Lets a namespace forward packets of both families, without telling anybody of a better way by IPv4: the kernel does so
+/// unless it is turned off for all devices and for the one.
+pub(crate) fn forward(net: &NetNs, devices: &[&str]) -> Result<()> {
     for name in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
         write_sysctl(net, name, "1")?;
     }
-    for device in ["all", "default"] {
+    for device in devices.iter().chain(&["all"]) {
         write_sysctl(net, &format!("ipv4/conf/{device}/send_redirects"), "0")?;
     }
     Ok(())
@@ -139,15 +140,40 @@ pub(crate) fn rebind(router: &NetNs, zone: u16) -> Result<()> {
     )
 }
 
+/// Whether a port may be the outside port of a mapping.
+pub(crate) fn is_outside_port(port: u16) -> bool {
+    (FIRST_PORT..FIRST_PORT + PORTS).contains(&port)
+}
+
+/// Lets other things out of a router from now on. Connections that there are go on.
+pub(crate) fn let_out(router: &NetNs, out: Out) -> Result<()> {
+    let rules = outgoing(out);
+    nft(
+        router,
+        &format!(
+            "flush chain inet firewall outgoing\ntable inet firewall {{\nchain outgoing {{\n{rules}\n}}\n}}\n"
+        ),
+    )
+}
+
+/// The rules for what begins inside.
+fn outgoing(out: Out) -> String {
+    let only = |protocol| {
+        format!(
+            "meta l4proto {protocol} accept\nmeta l4proto tcp reject with tcp reset\nreject with icmpx admin-prohibited"
+        )
+    };
+    match out {
+        Out::All => "accept".to_owned(),
+        Out::Udp => only("udp"),
+        Out::Tcp => only("tcp"),
+    }
+}
+
 /// The rules of a router.
 fn ruleset(plan: Plan<'_>, number: u8) -> String {
     let router = plan.router(number);
-    let out = match router.out {
-        Out::All => "accept",
-        Out::Udp => {
-            "meta l4proto udp accept\nmeta l4proto tcp reject with tcp reset\nreject with icmpx admin-prohibited"
-        }
-    };
+    let out = outgoing(router.out);
     let ipv6 = if router.has_ipv6() { "" } else { "meta nfproto ipv6 drop\n" };
     let mut rules = format!(
         "table inet firewall {{\n\
@@ -193,6 +219,9 @@ fn translation(nat: Nat, outside: &str, inside: Ipv4Net) -> String {
             caller(filtering)
         ),
     };
+    // By a map, because nft takes a bare number for the port's bytes, in the order of this machine.
+    let ports: Vec<String> = (0..PORTS).map(|count| format!("{count} : {}", FIRST_PORT + count)).collect();
+    let ports = format!("numgen inc mod {PORTS} map {{ {} }}", ports.join(", "));
     // Answers among hosts inside have to come back here, so both ends are translated.
     let (from_outside, between_hosts) = match hairpin {
         false => ("iifname wan0 ", String::new()),
@@ -211,7 +240,7 @@ fn translation(nat: Nat, outside: &str, inside: Ipv4Net) -> String {
          {from_outside}ip daddr {outside} meta l4proto udp dnat ip to udp dport map @owner\n}}\n\
          chain map_udp {{\n\
          meta l4proto udp snat ip to ct original ip saddr . ct original proto-src{called_map} map @mapped\n\
-         meta l4proto udp snat to {outside}:numgen inc mod {PORTS} offset {FIRST_PORT}\n}}\n\
+         meta l4proto udp snat to {outside}:{ports}\n}}\n\
          chain source {{\ntype nat hook postrouting priority 100;\n\
          oifname wan0 meta l4proto udp jump map_udp\n{between_hosts}oifname wan0 snat to {outside}\n}}\n\
          chain learn {{\ntype filter hook postrouting priority 150;\n\

@@ -91,6 +91,8 @@ pub enum Out {
     All,
     /// UDP only. All else is refused: TCP by a reset, the rest by ICMP.
     Udp,
+    /// TCP only. All else is refused by ICMP.
+    Tcp,
 }
 
 /// How UDP over IPv4 is translated, in the words of RFC 4787. Other protocols keep to the mapping of their
@@ -207,10 +209,10 @@ impl Router {
         Self { ipv6: Some(ipv6), ..self }
     }
 
-    /// Lets nothing out but UDP.
+    /// Lets out only this.
     #[must_use]
-    pub fn udp_only(self) -> Self {
-        Self { out: Out::Udp, ..self }
+    pub fn lets_out(self, out: Out) -> Self {
+        Self { out, ..self }
     }
 
     /// Whether there is IPv6 behind it.
@@ -383,7 +385,7 @@ mod tests {
                 "home",
                 Router::nat(Nat::new(AddressAndPortDependent, AddressAndPortDependent)).behind("carrier"),
             )
-            .router("strict", Router::firewall().udp_only())
+            .router("strict", Router::firewall().lets_out(Out::Udp))
             .host("h1", Place::behind("home"))
             .host("h3", Place::ipv6_only())
             .link(

@@ -82,7 +82,7 @@ pub(crate) fn route_down(switch: &NetNs, plan: Plan<'_>) -> Result<()> {
     if routes.is_empty() {
         return Ok(());
     }
-    router::forward(switch)?;
+    router::forward(switch, &[&Segment::PUBLIC.bridge()])?;
     ip_batch(switch, &routes)
 }
 
@@ -232,6 +232,8 @@ fn fed(net: &NetNs, command: &mut Command, script: &str) -> Result<()> {
     if output.status.success() {
         return Ok(());
     }
+    // The ports of a NAT alone are a hundred thousand characters.
+    let script: String = script.chars().take(2000).collect();
     bail!("{program} refused {script:?}: {}", String::from_utf8_lossy(&output.stderr).trim())
 }
 

@@ -4,13 +4,13 @@
 
 mod common;
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::binaries;
-use mesh_lab::{Behaviour, Family, Host, Lab, Nat, Options, Place, Router, Span, Topology};
+use mesh_lab::{Behaviour, Family, Host, Lab, Nat, Options, Out, Place, Router, Span, Topology};
 
 use Behaviour::{AddressAndPortDependent, AddressDependent, EndpointIndependent};
 
@@ -145,7 +145,7 @@ fn every_nat_is_of_the_kind_that_it_is_called() {
         let first = sockets[0].seen_by(&outside.0[0][0], "first").unwrap();
         let second = sockets[1].seen_by(&outside.0[0][0], "second").unwrap();
         assert_eq!(first.ip(), second.ip());
-        assert_ne!(first.port(), second.port());
+        assert_eq!([first.port(), second.port()], [20_000, 20_001], "counted up");
         for (socket, port) in sockets.iter().zip([first, second]) {
             assert!(outside.0[0][0].gets_to(port, socket));
             assert_eq!(mapping(socket, &outside), kind.0, "{kind:?}");
@@ -288,9 +288,9 @@ fn pings(from: &Host, to: IpAddr) -> bool {
 fn a_firewall_lets_only_answers_in_and_one_for_udp_nothing_else_out() {
     let topology = Topology::default()
         .router("wall", Router::firewall())
-        .router("udp", Router::firewall().udp_only())
+        .router("udp", Router::firewall().lets_out(Out::Udp))
         .router("nat", Router::nat(nat(EndpointIndependent, EndpointIndependent)).with_ipv6(true))
-        .router("natudp", Router::nat(nat(EndpointIndependent, EndpointIndependent)).udp_only())
+        .router("natudp", Router::nat(nat(EndpointIndependent, EndpointIndependent)).lets_out(Out::Udp))
         .host("h2", Place::behind("wall"))
         .host("h3", Place::behind("udp"))
         .host("h4", Place::behind("nat"))
@@ -327,6 +327,21 @@ fn a_firewall_lets_only_answers_in_and_one_for_udp_nothing_else_out() {
             assert_eq!(connects(host, public, family), tcp, "{what}");
         }
     }
+    // What a router lets out can change; a connection that there is goes on.
+    let (wall, family) = (&hosts[1], Family::V6);
+    let address = SocketAddr::new(public.underlay(family), 7101);
+    let listener = public.net().run(|| TcpListener::bind(address)).unwrap().unwrap();
+    let mut stream = wall.net().run(|| TcpStream::connect(address)).unwrap().unwrap();
+    lab.set_out("wall", Out::Udp).unwrap();
+    assert_eq!(connects(wall, public, family), Err(ErrorKind::ConnectionRefused));
+    stream.write_all(b"still").unwrap();
+    listener.accept().unwrap().0.read_exact(&mut [0; 5]).unwrap();
+    lab.set_out("wall", Out::Tcp).unwrap();
+    assert_eq!(connects(wall, public, family), Ok(true));
+    let (inside, outside) = (Socket::of(wall, family, 4200), Socket::of(public, family, 7001));
+    assert_eq!(inside.seen_by(&outside, "hello"), None);
+    lab.set_out("wall", Out::All).unwrap();
+    assert_eq!(inside.seen_by(&outside, "hello"), Some(inside.address));
     // Two hosts behind firewalls meet when both send.
     for family in Family::BOTH {
         let (a, b) = (Socket::of(&hosts[1], family, 4100), Socket::of(&hosts[2], family, 4100));
