@@ -244,3 +244,27 @@ fn a_host_that_lets_nothing_in_is_reached_by_a_way_that_it_opens_itself() {
     }
     println!("a pod behind it is reached after {:?}", start.elapsed());
 }
+
+#[test]
+fn a_host_that_gets_another_address_is_followed_there() {
+    let lab = mesh_tests::up(Options { nodes: 3, pods: 1, ..options("t-moves") });
+    let (stays, moves) = (lab.host(0), lab.host(1));
+    let (a, b) = (stays.pod(0).unwrap(), moves.pod(0).unwrap());
+    for (from, to) in [(&a, &b), (&b, &a)] {
+        for family in FAMILIES {
+            let running = from.start_ping(to.address(family), DENSE).unwrap();
+            std::thread::sleep(3 * SECOND);
+            lab.renumber(&moves).unwrap();
+            std::thread::sleep(8 * SECOND);
+            let stats = running.stop().unwrap();
+            println!("{} to {}: {:?} without an answer", from.full_name(), to.full_name(), gap(&stats));
+            assert!(gap(&stats) < 6 * SECOND, "{}", logs(&lab));
+        }
+    }
+    assert_eq!(way(&stays, &id(&moves)), "direct");
+    // And with one that had said nothing to it for a while.
+    let third = lab.host(2).pod(0).unwrap();
+    for family in FAMILIES {
+        reaches_within(&third, &b, family, 3 * SECOND);
+    }
+}

@@ -33,7 +33,7 @@ pub(crate) fn run_all(workspace: &Workspace, suite: Suite, names: &[String], wat
     let mut tally = Tally::default();
     for binary in &binaries {
         if binary.suite.needs_root() {
-            binary.run_each(names, watch, &mut tally)?;
+            binary.run_each(names, suite.is_told(), watch, &mut tally)?;
         } else {
             binary.run_together(names, watch, &mut tally)?;
         }
@@ -120,7 +120,7 @@ impl TestBinary {
         Ok(())
     }
 
-    fn run_each(&self, names: &[String], watch: &Watch, tally: &mut Tally) -> Result<()> {
+    fn run_each(&self, names: &[String], tell: bool, watch: &Watch, tally: &mut Tally) -> Result<()> {
         let list = |ignored: &[&str]| -> Result<Vec<String>> {
             let mut command = Command::new(&self.executable);
             command
@@ -142,6 +142,9 @@ impl TestBinary {
                 Ok(()) => {
                     tally.passed += 1;
                     println!("PASS {name} ({})", seconds(started.elapsed()));
+                    if tell {
+                        println!("{}", std::fs::read_to_string(&output).unwrap_or_default());
+                    }
                 }
                 Err(error) => tally.failed(name, &error, &output),
             }

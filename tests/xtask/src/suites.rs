@@ -2,7 +2,8 @@
 //!
 //! A suite is told by where its tests are. Tests inside of the crates, and the integration tests of the crates
 //! without I/O, are the suite `unit` and run as any user; of `mesh-sys`, those not called `netns…`. Every other integration test builds networks and needs
-//! root: those of `mesh-lab`, and files `lab…` of `mesh-tests`, are the suite `lab`; those of `mesh-cni`, and files
+//! root: those of `mesh-lab`, and files `lab…` of `mesh-tests`, are the suite `lab`, of which `lab_nats` is one by itself, whose
+//! output is shown: `nat-matrix`; those of `mesh-cni`, and files
 //! `cni…` of `mesh-tests`, the suite `cni`; the rest is `netns`. The crate `mesh-fuzz` is the suite `fuzz`, and the integration
 //! tests of `mesh-sim` are the suite `sim`.
 
@@ -39,6 +40,8 @@ pub(crate) enum Suite {
     Netns,
     /// Whole hosts with real daemons
     Lab,
+    /// Hosts behind NATs and firewalls of every kind, each with each; prints the table
+    NatMatrix,
     /// The plugin, as a container runtime calls it
     Cni,
     /// Replay of the fuzzing corpus and a bounded number of mutations
@@ -65,6 +68,7 @@ impl Suite {
             ("mesh-sys", "test") if !binary.starts_with("netns") => Self::Unit,
             ("mesh-lab", "test") => Self::Lab,
             ("mesh-cni", "test") => Self::Cni,
+            ("mesh-tests", "test") if binary == "lab_nats" => Self::NatMatrix,
             ("mesh-tests", "test") if binary.starts_with("lab") => Self::Lab,
             ("mesh-tests", "test") if binary.starts_with("cni") => Self::Cni,
             (_, "test") => Self::Netns,
@@ -74,14 +78,19 @@ impl Suite {
 
     /// Whether `self`, as the user asked for it, includes a suite of tests.
     pub(crate) fn includes(self, other: Self) -> bool {
-        self == Self::All || self == other
+        self == Self::All || self == other || (self == Self::Lab && other == Self::NatMatrix)
+    }
+
+    /// Whether what its tests print is shown, also when they pass.
+    pub(crate) fn is_told(self) -> bool {
+        self == Self::NatMatrix
     }
 
     /// Whether the tests build networks.
     pub(crate) fn needs_root(self) -> bool {
         match self {
             Self::Unit | Self::Fuzz | Self::Sim => false,
-            Self::All | Self::Netns | Self::Lab | Self::Cni => true,
+            Self::All | Self::Netns | Self::Lab | Self::NatMatrix | Self::Cni => true,
         }
     }
 
@@ -90,7 +99,9 @@ impl Suite {
         match self {
             Self::Fuzz => &["--package", "mesh-fuzz"],
             Self::Sim => &["--package", "mesh-sim"],
-            Self::All | Self::Unit | Self::Netns | Self::Lab | Self::Cni => &["--workspace"],
+            Self::All | Self::Unit | Self::Netns | Self::Lab | Self::NatMatrix | Self::Cni => {
+                &["--workspace"]
+            }
         }
     }
 
@@ -113,9 +124,8 @@ impl Suite {
                 others.iter().for_each(|other| filter.push_str(&format!(" and not {other}")));
                 Ok(filter)
             }
-            Self::Netns | Self::Lab | Self::Cni | Self::Sim => {
-                let ours: Vec<String> =
-                    members.flat_map(|member| names(member, |suite, of| suite == of)).collect();
+            Self::Netns | Self::Lab | Self::NatMatrix | Self::Cni | Self::Sim => {
+                let ours: Vec<String> = members.flat_map(|member| names(member, Self::includes)).collect();
                 if ours.is_empty() {
                     bail!("there are no tests in the suite {self:?}");
                 }
@@ -186,6 +196,9 @@ fn run_tests(workspace: &Workspace, arguments: &Arguments, runner: Runner, watch
                 "--filterset",
                 &filter,
             ]);
+            if suite.is_told() {
+                cargo.args(["--success-output", "immediate"]);
+            }
             run(cargo.args(&arguments.names))
         }
         Runner::Cargo => libtest::run_all(workspace, suite, &arguments.names, watch),
@@ -211,6 +224,7 @@ mod tests {
             ("mesh-engine", "test", "interop", Suite::Netns),
             ("mesh-tests", "test", "fail_closed", Suite::Netns),
             ("mesh-tests", "test", "lab_join", Suite::Lab),
+            ("mesh-tests", "test", "lab_nats", Suite::NatMatrix),
             ("mesh-lab", "test", "hosts", Suite::Lab),
             ("mesh-tests", "test", "cni_podman", Suite::Cni),
             ("mesh-cni", "test", "verbs", Suite::Cni),

@@ -97,11 +97,13 @@ struct Contact {
     /// Which of its addresses are tried next.
     turn: u16,
     heard: Time,
+    /// When it was first heard from there, after it had been somewhere else.
+    moved: Option<Time>,
 }
 
 impl Default for Contact {
     fn default() -> Self {
-        Self { ip: Ipv6Addr::UNSPECIFIED, port: 0, turn: 0, heard: Time::ZERO }
+        Self { ip: Ipv6Addr::UNSPECIFIED, port: 0, turn: 0, heard: Time::ZERO, moved: None }
     }
 }
 
@@ -197,6 +199,11 @@ impl Datagrams {
     /// Where a member's datagrams come from.
     pub(super) fn address(&self, node: &NodeId) -> Option<SocketAddr> {
         self.contacts.get(node)?.address()
+    }
+
+    /// When a member's datagrams began to come from another address.
+    pub(super) fn moved(&self, node: &NodeId) -> Option<Time> {
+        self.contacts.get(node)?.moved
     }
 
     /// When a datagram has come from a member itself last.
@@ -336,6 +343,7 @@ impl Node {
             tracing::debug!(peer = %sender.short(), %from, "datagrams come from here");
             contact.set_address(from);
             contact.heard = now;
+            contact.moved = address.map(|_| now);
             self.stale = true;
             self.path_reached(&sender);
             if address.is_some() {

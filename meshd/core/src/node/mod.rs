@@ -796,6 +796,7 @@ impl Node {
         self.advance_pairs();
         self.advance_paths();
         self.advance_registrations();
+        self.advance_nats();
         self.recompute_desired();
         self.flush();
         self.next = self.next_deadline();
@@ -811,6 +812,7 @@ impl Node {
             self.pair_deadline(),
             self.path_deadline(),
             self.registration_deadline(),
+            self.nats_deadline(),
             self.addresses_deadline(),
             self.leave_deadline(),
             self.flush_deadline(),

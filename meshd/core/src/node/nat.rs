@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use mesh_keys::NodeId;
 
@@ -19,6 +20,9 @@ use crate::view::{LaneInfo, NodeRecord};
 /// Members whose word is needed that this host is behind a NAT, where there are so many.
 const WITNESSES: usize = 3;
 
+/// For so long after it got other addresses, a host sends keepalives to all: they follow it to where these come from.
+const MOVED: Duration = Duration::from_secs(30);
+
 /// What is known of NATs.
 #[derive(Debug, Default)]
 pub(super) struct Nats {
@@ -27,6 +31,8 @@ pub(super) struct Nats {
     /// So do enough of them.
     behind_one: bool,
     mapped: BTreeMap<NodeId, Mapped>,
+    /// When this host got other addresses.
+    host_moved: Option<Time>,
 }
 
 /// Where a relay sees a member that has probed by way of it.
@@ -75,9 +81,30 @@ impl Node {
         self.nats.behind_one = behind_one;
     }
 
-    /// The host has other addresses.
-    pub(super) fn nats_host_changed(&mut self) {
-        self.nats = Nats::default();
+    /// The host's addresses are told; `had_others` before.
+    pub(super) fn nats_host_changed(&mut self, had_others: bool) {
+        self.nats = Nats { host_moved: had_others.then_some(self.now), ..Nats::default() };
+        if had_others {
+            self.stale = true;
+            self.register_everywhere();
+        }
+    }
+
+    /// Whether this host got other addresses a moment ago.
+    pub(super) fn has_just_moved(&self) -> bool {
+        self.nats.host_moved.is_some()
+    }
+
+    /// When keepalives to all end.
+    pub(super) fn nats_deadline(&self) -> Option<Time> {
+        self.nats.host_moved.map(|at| at + MOVED)
+    }
+
+    pub(super) fn advance_nats(&mut self) {
+        if self.nats_deadline().is_some_and(|at| at <= self.now) {
+            self.nats.host_moved = None;
+            self.stale = true;
+        }
     }
 
     /// A member has probed by way of a relay, which sees it at `control`; and its lane there, as it says itself.
@@ -133,11 +160,13 @@ impl Node {
         mapped.unwrap_or(SocketAddr::new(address, lane.port))
     }
 
-    /// Whether a member's lane is seen somewhere else since anything came from it: what WireGuard has learned is out of date.
+    /// Whether a member, or its lane, is seen somewhere else since anything came through the tunnel: what WireGuard has
+    /// learned is out of date.
     pub(super) fn has_lane_moved(&self, peer: &NodeId) -> bool {
         let mapped = self.nats.mapped.get(peer).filter(|mapped| mapped.lane.is_some());
+        let since = mapped.map(|mapped| mapped.since).max(self.datagrams.moved(peer));
         let path = self.paths.get(peer).filter(|path| path.way() == Way::Direct);
-        mapped.zip(path).is_some_and(|(mapped, path)| path.is_silent_since(mapped.since, self.now))
+        since.zip(path).is_some_and(|(since, path)| path.is_silent_since(since, self.now))
     }
 
     /// Opens the NAT in front of this host for the lane of a member to which nothing goes directly: the datagram says

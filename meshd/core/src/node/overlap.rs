@@ -21,13 +21,14 @@ impl Node {
         let moved = known.is_none_or(|known| {
             (&known.addresses, known.underlay_mtu) != (&facts.addresses, facts.underlay_mtu)
         });
+        let had_others = known.is_some_and(|known| known.addresses != facts.addresses);
         if known.is_none() {
             self.standing.was_here = facts.bridge;
         }
         self.host = Some(facts);
         if moved {
             self.dialer.reset_backoff();
-            self.nats_host_changed();
+            self.nats_host_changed(had_others);
         }
         self.refresh_record();
         self.check_overlap();

@@ -182,7 +182,11 @@ impl Node {
     pub(super) fn keepalive(&self, peer: &NodeId) -> u16 {
         let relayed = self.paths.relay_to(peer).is_some();
         let opened = self.paths.get(peer).is_some_and(|path| path.is_kept() || path.is_on_trial());
-        let wanted = if relayed { self.leads(peer) } else { self.nats.behind_one() || opened };
+        let wanted = if relayed {
+            self.leads(peer)
+        } else {
+            self.nats.behind_one() || opened || self.has_just_moved()
+        };
         if wanted { KEEPALIVE } else { 0 }
     }
 
