@@ -16,7 +16,8 @@
 //! AAD            bytes 0..29
 //! ```
 //!
-//! A datagram has at most 1,200 bytes, 45 of them overhead.
+//! A datagram has at most 1,200 bytes, 45 of them overhead. One that only measures how long packets may be on a way is
+//! longer: [`Sealer::seal_long`].
 //!
 //! ## What it gives and what not
 //!
@@ -187,6 +188,22 @@ impl Sealer {
         if payload.len() > MAX_PAYLOAD {
             return Err(SealError::TooLong { found: payload.len() });
         }
+        self.seal_long(receiver, pair, payload)
+    }
+
+    /// The same for a datagram that may be lost for its length: one that measures how long packets may be on a way.
+    ///
+    /// # Errors
+    /// [`SealError`]; no counter is used up then.
+    pub fn seal_long(
+        &mut self,
+        receiver: &NodeId,
+        pair: &PairSecret,
+        payload: &[u8],
+    ) -> Result<Vec<u8>, SealError> {
+        if payload.len() > MAX_LONG_DATAGRAM - OVERHEAD {
+            return Err(SealError::TooLong { found: payload.len() });
+        }
         let counter = self.next;
         // The last counter is never used, so that `next` cannot wrap.
         self.next = counter.checked_add(1).ok_or(SealError::Exhausted)?;
@@ -234,7 +251,7 @@ impl fmt::Debug for Sealer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
     /// It does not fit into a datagram.
-    #[error("the gossip payload has {found} bytes, but at most {MAX_PAYLOAD} fit into a datagram")]
+    #[error("the payload has {found} bytes, more than fit into a datagram (gossip: {MAX_PAYLOAD})")]
     TooLong {
         /// Length in bytes.
         found: usize,
@@ -409,7 +426,7 @@ pub struct Opened {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
     /// Too short or too long for a gossip datagram.
-    #[error("a gossip datagram has {OVERHEAD} to {MAX_DATAGRAM} bytes, but {found} were received")]
+    #[error("a datagram has {OVERHEAD} to {MAX_LONG_DATAGRAM} bytes, but {found} were received")]
     Length {
         /// Length in bytes.
         found: usize,
@@ -477,7 +494,7 @@ impl Header {
     /// [`OpenError::Length`], [`OpenError::Kind`].
     pub fn parse(datagram: &[u8]) -> Result<Self, OpenError> {
         let length = OpenError::Length { found: datagram.len() };
-        if !(OVERHEAD..=MAX_DATAGRAM).contains(&datagram.len()) {
+        if !(OVERHEAD..=MAX_LONG_DATAGRAM).contains(&datagram.len()) {
             return Err(length);
         }
         let (kind, rest) = datagram.split_first().ok_or(length)?;
@@ -517,6 +534,8 @@ fn nonce(counter: u64) -> Nonce {
 pub const KIND: u8 = 0x31;
 /// Longest datagram, in bytes: fits the IPv6 minimum MTU of 1,280 with headers and a tunnel's to spare.
 pub const MAX_DATAGRAM: usize = 1200;
+/// Longest datagram that measures a way, in bytes: of jumbo frames, and a little more.
+pub const MAX_LONG_DATAGRAM: usize = 9216;
 /// Bytes around the payload.
 pub const OVERHEAD: usize = HEADER_LEN + TAG_LEN;
 /// Longest payload, in bytes.

@@ -8,10 +8,12 @@ use std::borrow::Cow;
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use ipnet::Ipv4Net;
 use mesh_core::api::{DEFAULT_SOCKET, DEFAULT_STATE_DIR};
+use mesh_core::path::mtu::RAISED;
 use mesh_keys::cluster::{GenesisFields, MAX_ADMIN_KEYS, check_name};
 use mesh_keys::{IdentityKey, admin};
 use mesh_sys::files::read_limited;
@@ -84,6 +86,9 @@ pub struct Settings {
     /// MTU inside the tunnels, in bytes (1280 to 65000) [default: that of the host's network less 80].
     #[arg(long, value_name = "BYTES")]
     pub mtu: Option<u32>,
+    /// Seconds from one try to find a larger path MTU to the next (5 to 86400) [default: 600].
+    #[arg(long, value_name = "SECONDS")]
+    pub mtu_raise: Option<u32>,
     /// The userspace engine [default: mesh-wg beside meshd, else in PATH].
     #[arg(long, value_name = "PATH")]
     pub mesh_wg: Option<PathBuf>,
@@ -136,6 +141,8 @@ pub struct Config {
     pub metrics_listen: Option<SocketAddr>,
     /// MTU inside the tunnels.
     pub mtu: Option<u32>,
+    /// From one try to find a larger path MTU to the next.
+    pub mtu_raise: Duration,
     /// The userspace engine.
     pub mesh_wg: PathBuf,
     /// What to log.
@@ -241,7 +248,7 @@ impl Settings {
                     let items = value.split(',').map(str::trim).filter(|item| !item.is_empty());
                     toml::Value::Array(items.map(|item| toml::Value::String(item.to_owned())).collect())
                 }
-                "port" | "wireguard-port" | "mtu" => toml::Value::Integer(
+                "port" | "wireguard-port" | "mtu" | "mtu-raise" => toml::Value::Integer(
                     value
                         .trim()
                         .parse()
@@ -280,6 +287,7 @@ impl Settings {
             wireguard_port: over.wireguard_port.or(self.wireguard_port),
             metrics_listen: over.metrics_listen.or(self.metrics_listen),
             mtu: over.mtu.or(self.mtu),
+            mtu_raise: over.mtu_raise.or(self.mtu_raise),
             mesh_wg: over.mesh_wg.or(self.mesh_wg),
             log: over.log.or(self.log),
             log_format: over.log_format.or(self.log_format),
@@ -345,6 +353,10 @@ impl Settings {
         {
             bail!("mtu: {mtu} is not 1280 to 65000 bytes; IPv6 needs 1280");
         }
+        let mtu_raise = self.mtu_raise.map_or(RAISED, |seconds| Duration::from_secs(seconds.into()));
+        if !(Duration::from_secs(5)..=Duration::from_secs(86_400)).contains(&mtu_raise) {
+            bail!("mtu-raise: {} is not 5 to 86400 seconds", mtu_raise.as_secs());
+        }
         Ok(Config {
             secret,
             join,
@@ -362,6 +374,7 @@ impl Settings {
             wireguard_port,
             metrics_listen,
             mtu: self.mtu,
+            mtu_raise,
             mesh_wg: match self.mesh_wg {
                 Some(path) => path,
                 None => beside_this_program("mesh-wg"),
@@ -555,6 +568,7 @@ mod tests {
             ("password-file='/p'\nadmin-key=['hauberk-admin-public-1:00']", "digits"),
             ("password-file='/p'\nadvertise=['192.0.2.1:6783']", "advertise"),
             ("password-file='/p'\nmtu=100", "mtu"),
+            ("password-file='/p'\nmtu-raise=4", "mtu-raise"),
             ("password-file='/p'\nport=0", "port"),
             ("password-file='/p'\nport=6784", "wireguard-port"),
             ("password-file='/p'\nadmin-key=[]\nadmin-keys=[]", "duplicate"),

@@ -16,7 +16,8 @@ use mesh_keys::password::{Password, PasswordRecord};
 use mesh_keys::rand_core::{OsRng, RngCore};
 use mesh_keys::{JoinToken, NodeId, WgPublic};
 use mesh_sys::files;
-use mesh_sys::udp::send_from;
+use mesh_sys::udp::{narrow, send_from, send_whole_from};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use zeroize::Zeroizing;
@@ -26,7 +27,7 @@ use crate::datagrams::Datagrams;
 use crate::dataplane;
 use crate::links::{LinkEvent, Links};
 use crate::marks::{Heartbeat, Starts};
-use crate::session::{self, TlsIdentity};
+use crate::session::{self, MAX_SEGMENT, TlsIdentity};
 use crate::store::Store;
 use crate::{api, http, remains};
 
@@ -136,6 +137,7 @@ pub async fn run(config: Config) -> Result<()> {
         max_calls: node::MAX_CALLS,
         lanes: vec![lane],
         mtu: config.mtu,
+        mtu_raise: config.mtu_raise,
         software: env!("CARGO_PKG_VERSION").to_owned(),
         boot,
         previous_start,
@@ -325,6 +327,19 @@ impl Shell {
                     }
                     None
                 }
+                Output::Measure { to, bytes } => {
+                    if let Err(error) = send_whole_from(self.datagrams.port(), to, &bytes) {
+                        tracing::trace!(%to, %error, length = bytes.len(), "a probe of the path's MTU was not sent");
+                    }
+                    None
+                }
+                Output::Narrow { to, mtu } => {
+                    let of_ours = SocketAddr::new(to, self.datagrams.port());
+                    if let Err(error) = narrow(self.datagrams.port(), of_ours, mtu) {
+                        tracing::debug!(%to, mtu, %error, "the kernel cannot be told of a path's MTU");
+                    }
+                    None
+                }
                 Output::Register { node, key, endpoint, serial } => {
                     self.relay_for(node, key, endpoint, serial, clock())
                 }
@@ -496,6 +511,7 @@ async fn listen(port: u16) -> Result<TcpListener> {
     let open = |socket: std::io::Result<TcpSocket>, address: SocketAddr| -> std::io::Result<TcpListener> {
         let socket = socket?;
         socket.set_reuseaddr(true)?;
+        SockRef::from(&socket).set_tcp_mss(MAX_SEGMENT)?;
         socket.bind(address)?;
         socket.listen(1024)
     };

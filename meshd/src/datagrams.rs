@@ -13,7 +13,7 @@ use std::time::Duration;
 use mesh_core::node::Input;
 use mesh_core::relay::{Dropped, Endpoint, Limits, Relay, is_wireguard};
 use mesh_core::time::Time;
-use mesh_keys::frame::MAX_DATAGRAM;
+use mesh_keys::frame::MAX_LONG_DATAGRAM;
 use mesh_sys::udp::{Destination, Piece, ReceiveBatch, SendBatch, Sockets, Source, UdpSocket};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -93,6 +93,8 @@ impl Datagrams {
     /// Those of the kernel; the port is taken, most likely.
     pub fn bind(port: u16, now: Time) -> io::Result<Self> {
         let sockets = Sockets::bind(port)?;
+        // What is passed on for others is as long as they make it.
+        sockets.allow_fragments()?;
         let relay = Mutex::new(Relay::new(Limits::default(), now));
         Ok(Self(Arc::new(Port { sockets, relay, counters: Counters::default() })))
     }
@@ -239,8 +241,8 @@ impl Receiving<'_> {
     }
 
     fn hand_over(&self, piece: &Piece, datagram: &[u8]) {
-        // Longer ones are no gossip.
-        if datagram.len() > MAX_DATAGRAM {
+        // Longer ones are nobody's.
+        if datagram.len() > MAX_LONG_DATAGRAM {
             return;
         }
         let to = piece.to.map(|source| source.address);
@@ -290,13 +292,13 @@ mod tests {
             let _receiver = there.receive(|| Time::ZERO, inputs).unwrap();
             let from = SocketAddr::new(family.parse().unwrap(), there.port());
             let to = SocketAddr::new(from.ip(), here.port());
-            there.send(to, &[7; MAX_DATAGRAM + 1]);
-            there.send(to, &[9; MAX_DATAGRAM]);
+            there.send(to, &[7; MAX_LONG_DATAGRAM + 1]);
+            there.send(to, &[9; MAX_LONG_DATAGRAM]);
             let received = tokio::time::timeout(Duration::from_secs(5), input.recv()).await.unwrap();
             let Some(Input::Datagram { from: seen, to: Some(to), bytes }) = received else {
                 panic!("{received:?}")
             };
-            assert_eq!((seen, to, bytes), (from, from.ip(), vec![9; MAX_DATAGRAM]));
+            assert_eq!((seen, to, bytes), (from, from.ip(), vec![9; MAX_LONG_DATAGRAM]));
             here.send(from, b"answer");
             let answer = tokio::time::timeout(Duration::from_secs(5), answers.recv()).await.unwrap();
             assert!(matches!(answer, Some(Input::Datagram { bytes, .. }) if bytes == b"answer"));

@@ -187,7 +187,8 @@ fn errors_by_kind_in_the_order_of_the_checks() {
     };
     assert_eq!(opener.open(&[], everyone, with_all), Err(OpenError::Length { found: 0 }));
     assert_eq!(opener.open(&frame[..44], everyone, with_all), Err(OpenError::Length { found: 44 }));
-    assert_eq!(opener.open(&vec![KIND; 1201], everyone, with_all), Err(OpenError::Length { found: 1201 }));
+    let found = MAX_LONG_DATAGRAM + 1;
+    assert_eq!(opener.open(&vec![KIND; found], everyone, with_all), Err(OpenError::Length { found }));
     assert_eq!(opener.open(&with(0, 0x21), everyone, with_all), Err(OpenError::Kind { found: 0x21 }));
     assert!(matches!(
         opener.open(&with(1, frame[1] ^ 1), everyone, with_all),
@@ -322,7 +323,13 @@ fn a_payload_that_does_not_fit_and_a_used_up_counter_are_refused() {
     let largest = seal(&mut sealer, &[7; MAX_PAYLOAD]).unwrap();
     assert_eq!(largest.len(), MAX_DATAGRAM);
     assert_eq!(opener.open(&largest, everyone, with_all).unwrap().payload, [7; MAX_PAYLOAD]);
+    let long = vec![7; MAX_LONG_DATAGRAM - OVERHEAD + 1];
+    let longest = sealer.seal_long(&receiver(), &pair_secret(), &long[1..]).unwrap();
+    assert_eq!(longest.len(), MAX_LONG_DATAGRAM);
+    assert_eq!(opener.open(&longest, everyone, with_all).unwrap().payload, long[1..]);
     let next = sealer.next;
+    let refused = sealer.seal_long(&receiver(), &pair_secret(), &long);
+    assert_eq!(refused, Err(SealError::TooLong { found: long.len() }));
     assert_eq!(seal(&mut sealer, &[7; MAX_PAYLOAD + 1]), Err(SealError::TooLong { found: MAX_PAYLOAD + 1 }));
     assert_eq!(sealer.next, next);
     sealer.next = u64::MAX - 1;

@@ -194,6 +194,8 @@ impl Device {
             let count = self.wake_inbound.len();
             let sockets =
                 SocketGroup::bind(port, count).map_err(|source| ApplyError::Bind { port, source })?;
+            // As the kernel's WireGuard: better in pieces than not at all.
+            sockets.allow_fragments().map_err(|source| ApplyError::Bind { port, source })?;
             if mark != 0 {
                 set_mark(&sockets)?;
             }

@@ -1,5 +1,6 @@
 //! What the host is like: its addresses, its MTU, its other networks, and settings that decide how we set ours.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -30,12 +31,19 @@ const MAX_PREFIXES: usize = 4096;
 const NOT_UNDERLAY: [&str; 12] =
     [BRIDGE, "meshwg", "mv", "docker", "br-", "cni", "veth", "podman", "virbr", "flannel", "cali", "cilium"];
 
-/// Looks at the host. Addresses in the ranges `inside`, which are the cluster's, are not how others reach it.
-pub(super) fn read(rtnl: &mut Blocking, settings: &Settings, inside: &[IpNet]) -> anyhow::Result<HostFacts> {
+/// Looks at the host. Addresses in the ranges `inside`, which are the cluster's, are not how others reach it. At the `first`
+/// look, what an earlier daemon has found out of paths is there too.
+pub(super) fn read(
+    rtnl: &mut Blocking,
+    settings: &Settings,
+    inside: &[IpNet],
+    first: bool,
+) -> anyhow::Result<HostFacts> {
     let links = rtnl.links()?;
     let found = rtnl.addresses(None)?;
     let routes = rtnl.routes(RouteFilter::default())?;
     let (addresses, underlay_mtu) = underlay(&links, &found, inside);
+    let route_mtus = if first { route_mtus(&routes, &links) } else { BTreeMap::new() };
     let mut facts = HostFacts {
         addresses,
         underlay_mtu,
@@ -43,6 +51,7 @@ pub(super) fn read(rtnl: &mut Blocking, settings: &Settings, inside: &[IpNet]) -
         router_advertisements: Vec::new(),
         prefixes: prefixes(&links, &found, &routes),
         closed: closed(&routes),
+        route_mtus,
         bridge: links.iter().any(|link| link.name == BRIDGE),
     };
     for route in routes.into_iter().filter(|route| route.protocol == PROTOCOL_RA) {
@@ -58,9 +67,10 @@ pub(super) fn read(rtnl: &mut Blocking, settings: &Settings, inside: &[IpNet]) -
     Ok(facts)
 }
 
-/// The addresses by which others reach this host, and the smallest MTU of the devices that have them.
+/// The addresses by which others reach this host, and the largest MTU of the devices that have them: routes to members that
+/// are reached by another device have less. A device without a wire, such as kube-proxy's `kube-ipvs0`, reaches nobody.
 fn underlay(links: &[Link], addresses: &[Address], inside: &[IpNet]) -> (Vec<IpAddr>, Option<u32>) {
-    let (mut found, mut least): (Vec<IpAddr>, Option<u32>) = (Vec::new(), None);
+    let (mut found, mut most): (Vec<IpAddr>, Option<u32>) = (Vec::new(), None);
     for address in addresses {
         let ip = address.net.addr();
         let Some(link) = links.iter().find(|link| link.index == address.index) else { continue };
@@ -73,14 +83,16 @@ fn underlay(links: &[Link], addresses: &[Address], inside: &[IpNet]) -> (Vec<IpA
             && !ip.is_loopback()
             && !inside.iter().any(|range| range.contains(&ip));
         if usable {
-            least = Some(least.map_or(link.mtu, |mtu| mtu.min(link.mtu)));
+            if link.kind.as_deref() != Some("dummy") {
+                most = most.max(Some(link.mtu));
+            }
             found.push(ip);
         }
     }
     // In one order whatever the kernel's, IPv4 first: what others are told changes only when it does.
     found.sort_unstable();
     found.dedup();
-    (found, least)
+    (found, most)
 }
 
 /// The networks that the host has without us: addresses of its devices, and routes that others made.
@@ -124,6 +136,22 @@ fn closed(routes: &[Route]) -> Vec<IpNet> {
     closed.sort_unstable();
     closed.dedup();
     closed
+}
+
+/// The MTU of our routes into tunnels.
+fn route_mtus(routes: &[Route], links: &[Link]) -> BTreeMap<IpNet, Option<u32>> {
+    let is_lane = |dev: u32| links.iter().any(|link| link.index == dev && is_lane(&link.name));
+    let of = |route: &Route| match route.kind {
+        RouteKind::Unicast { dev, .. } if route.protocol == ROUTE_PROTOCOL && is_lane(dev) => {
+            Some((route.dst, route.mtu))
+        }
+        RouteKind::Unicast { .. }
+        | RouteKind::Unreachable
+        | RouteKind::Blackhole
+        | RouteKind::Prohibit
+        | RouteKind::Other(_) => None,
+    };
+    routes.iter().filter_map(of).collect()
 }
 
 /// Whether a device is the bridge, a pod's port or a lane, of whatever mesh was on this host.
@@ -289,16 +317,18 @@ mod tests {
 
     #[test]
     fn addresses_of_the_underlay_count_and_no_others() {
-        let down = Link { up: false, ..link(9, "eth9", 500) };
+        let down = Link { up: false, ..link(9, "eth9", 9000) };
+        let dummy = Link { kind: Some("dummy".to_owned()), ..link(10, "kube-ipvs0", 9000) };
         let links = [
             link(1, "lo", 65_536),
             link(2, "eth0", 1500),
-            link(3, "docker0", 1200),
+            link(3, "docker0", 9000),
             link(4, "mesh0", 1280),
             link(5, "meshwg0", 1280),
             link(6, "lowpan0", 1400),
-            link(7, "eth1", 1300),
+            link(7, "eth1", 9000),
             down,
+            dummy,
         ];
         let found = [
             address(1, "127.0.0.1/8"),
@@ -312,11 +342,14 @@ mod tests {
             address(6, "198.51.100.7/24"),
             address(7, "10.33.0.1/32"),
             address(9, "203.0.113.1/24"),
+            address(10, "203.0.113.2/32"),
         ];
         let (addresses, mtu) = underlay(&links, &found, &["10.32.0.0/12".parse().unwrap()]);
-        let wanted: Vec<IpAddr> =
-            ["192.0.2.1", "198.51.100.7", "2001:db8::1"].iter().map(|ip| ip.parse().unwrap()).collect();
+        let wanted: Vec<IpAddr> = ["192.0.2.1", "198.51.100.7", "203.0.113.2", "2001:db8::1"]
+            .iter()
+            .map(|ip| ip.parse().unwrap())
+            .collect();
         assert_eq!(addresses, wanted);
-        assert_eq!(mtu, Some(1400), "a device with nothing but a cluster address does not count");
+        assert_eq!(mtu, Some(1500), "devices without an address that others reach do not count");
     }
 }

@@ -95,7 +95,7 @@ impl Plane {
     /// What the kernel says.
     pub fn facts(&mut self, desired: Option<&HostState>) -> anyhow::Result<HostFacts> {
         let inside = desired.map(ranges).unwrap_or_default();
-        facts::read(&mut self.rtnl, &self.settings, &inside)
+        facts::read(&mut self.rtnl, &self.settings, &inside, desired.is_none())
     }
 
     /// Whether frames between bridge ports go through iptables. Cheap.

@@ -211,6 +211,7 @@ impl End {
             max_calls: 0,
             lanes: vec![LaneConfig::new(0, "meshwg0", 6784, lane)],
             mtu: None,
+            mtu_raise: mesh_core::path::mtu::RAISED,
             software: "test".into(),
             boot: "boot".into(),
             previous_start: Some(before),
@@ -252,6 +253,8 @@ impl End {
                 Output::Desired { revision, .. } => Input::Applied { revision, problems: Vec::new() },
                 Output::Datagram { .. }
                 | Output::LaneDatagram { .. }
+                | Output::Measure { .. }
+                | Output::Narrow { .. }
                 | Output::Register { .. }
                 | Output::Reply(..) => continue,
                 Output::Refuse { reason } => panic!("{reason}"),

@@ -19,6 +19,7 @@ mod tls;
 
 pub use framing::{FrameReader, FrameWriter, MAX_FRAME_MEMBER, MAX_FRAME_UNPROVEN};
 pub use gate::HandshakeSlot;
+pub(crate) use tls::MAX_SEGMENT;
 pub use tls::{ALPN, TlsIdentity, accept, carried, dial};
 
 use mesh_keys::{IdentityKey, SessionSecrets};

@@ -27,7 +27,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::{Connect, TlsAcceptor, TlsConnector, TlsStream};
 
@@ -114,7 +114,7 @@ pub async fn dial(
     let (deadline, target) = (Instant::now() + limit, remote);
     let remote = Remote::At(target);
     let expired = |step| SessionError::Timeout { remote, step, after: limit };
-    let tcp = timeout_at(deadline, TcpStream::connect(target))
+    let tcp = timeout_at(deadline, connect(target))
         .await
         .map_err(|_| expired("the TCP connection"))?
         .map_err(|source| SessionError::Connect { remote, source })?;
@@ -122,6 +122,12 @@ pub async fn dial(
     let handshake = call(identity, tcp);
     let stream = finish(remote, handshake, deadline).await.ok_or_else(|| expired("the TLS handshake"))??;
     established(remote, TlsStream::from(stream))
+}
+
+async fn connect(target: SocketAddr) -> io::Result<TcpStream> {
+    let socket = if target.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    SockRef::from(&socket).set_tcp_mss(MAX_SEGMENT)?;
+    socket.connect(target).await
 }
 
 /// The dialling end's part of the handshake.
@@ -425,6 +431,11 @@ fn handshake_error(remote: Remote, error: io::Error) -> SessionError {
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
 const KEEPALIVE_PROBES: u32 = 3;
+/// Segments of a control session, in bytes: in packets of 1,280, which pass everywhere. Many networks swallow the message
+/// that a packet is too big, and then the long ones of a handshake with ML-KEM would never arrive. To be set before there
+/// is a connection.
+pub(crate) const MAX_SEGMENT: u32 = 1280 - 40 - 20;
+
 /// Linux gives up at the first probe that finds the connection silent for so long, and then does
 /// not count probes: they go out after 5, 8, 11 and 14 s, so this makes 14 s. Unanswered data is
 /// given up after the same time.

@@ -20,20 +20,20 @@ use crate::node::{GATEWAY4, GATEWAY6, Node, Ns, wait};
 const MTU: u32 = 1380;
 
 /// A tunnel device of a namespace. Its engine ends with it.
-struct Device<'a> {
+pub(crate) struct Device<'a> {
     ns: &'a Ns,
     name: String,
-    secret: WgSecret,
+    pub(crate) secret: WgSecret,
 }
 
 impl<'a> Device<'a> {
-    fn new(ns: &'a Ns) -> Self {
+    pub(crate) fn new(ns: &'a Ns) -> Self {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let n = COUNTER.fetch_add(1, Ordering::Relaxed);
         Self { ns, name: format!("meshwg{}{n}", std::process::id()), secret: WgSecret::generate(&mut OsRng) }
     }
 
-    fn secrets(&self) -> Vec<LaneSecret> {
+    pub(crate) fn secrets(&self) -> Vec<LaneSecret> {
         vec![LaneSecret { device: self.name.clone(), secret: self.secret.clone() }]
     }
 
@@ -48,7 +48,12 @@ impl<'a> Device<'a> {
         })
     }
 
-    fn state(&self, port: u16, own: [IpAddr; 2], peers: BTreeMap<WgPublic, LanePeer>) -> HostState {
+    pub(crate) fn state(
+        &self,
+        port: u16,
+        own: [IpAddr; 2],
+        peers: BTreeMap<WgPublic, LanePeer>,
+    ) -> HostState {
         let mut state = HostState::default();
         for peer in peers.values() {
             for range in &peer.allowed_ips {
@@ -71,7 +76,7 @@ impl Drop for Device<'_> {
     }
 }
 
-fn peer(psk: &Psk, endpoint: &str, ranges: [&str; 2]) -> LanePeer {
+pub(crate) fn peer(psk: &Psk, endpoint: &str, ranges: [&str; 2]) -> LanePeer {
     LanePeer {
         psk: psk.clone(),
         endpoint: Some(endpoint.parse().unwrap()),
@@ -175,7 +180,7 @@ fn plane_sees(plane: &mut Plane, desired: &HostState) -> Option<HostState> {
 }
 
 /// The other end of the underlay as another host of the mesh.
-fn other_host(node: &Node, device: &Device<'_>) -> Plane {
+pub(crate) fn other_host(node: &Node, device: &Device<'_>) -> Plane {
     let options = node.options(device.secrets());
     node.wire.netns.run(|| Plane::open(options).unwrap()).unwrap()
 }

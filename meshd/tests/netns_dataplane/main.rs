@@ -8,6 +8,7 @@ mod closed;
 mod forged;
 mod frames;
 mod lanes;
+mod mtu;
 mod node;
 #[path = "../support/ns.rs"]
 mod ns;

@@ -116,6 +116,7 @@ impl World {
             underlay_mtu: Some(1500),
             closed: ends.map(|(range, _)| *range).collect(),
             bridge: kernel.bridge.is_some(),
+            route_mtus: kernel.tunnel_mtus(),
             ..HostFacts::default()
         }
     }

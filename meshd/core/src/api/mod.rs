@@ -41,8 +41,8 @@ pub use authority::{
 pub use error::{ApiError, ErrorCode};
 pub use status::{
     AddressStatus, Backend, ClusterStatus, ConflictStatus, GossipStatus, IpamStatus, LaneStatus, LeaveStatus,
-    Membership, NodeStatus, OwnerStatus, PathStatus, PeerStatus, SessionStatus, Status, TunnelStatus,
-    UsageStatus, WayStatus,
+    Membership, MtuStatus, NodeStatus, OwnerStatus, PathStatus, PeerStatus, SessionStatus, Status,
+    TunnelStatus, UsageStatus, WayStatus,
 };
 
 /// Where the control socket of the daemon is, unless configured otherwise.

@@ -243,6 +243,25 @@ pub struct PeerStatus {
     /// The way that the tunnel takes; absent while nothing is sent and nothing speaks against the direct one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathStatus>,
+    /// How long packets to it may be. Older daemons do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<MtuStatus>,
+}
+
+/// How long packets to a member may be, in bytes, IP header included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MtuStatus {
+    /// Pods' IPv4 packets.
+    pub ipv4: u32,
+    /// Pods' IPv6 packets.
+    pub ipv6: u32,
+    /// The tunnel's packets on the way to the member, as probes have shown; absent while none was answered, and where the
+    /// tunnel goes through a relay: then it is taken to be 1,280.
+    pub underlay: Option<u32>,
+    /// Whether that is all that the tunnel's device can make use of.
+    pub is_largest: bool,
+    /// Seconds since a probe of that size was answered.
+    pub confirmed_seconds: Option<u64>,
 }
 
 /// The way that a tunnel takes.

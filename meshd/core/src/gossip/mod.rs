@@ -440,6 +440,8 @@ impl Gossip {
             // The node's own.
             Part::Probe { .. }
             | Part::ProbeAnswer { .. }
+            | Part::Measure { .. }
+            | Part::Measured { .. }
             | Part::Pass { .. }
             | Part::Passed { .. }
             | Part::LaneHello { .. }

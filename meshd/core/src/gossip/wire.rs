@@ -82,6 +82,17 @@ pub enum Part {
         /// Directly: where the probe came from.
         seen: Option<SocketAddr>,
     },
+    /// Does a packet of the length of this one get through? Of that length it is by what is behind the number:
+    /// [`measure`] makes such a payload.
+    Measure {
+        /// To be put into the answer.
+        number: u32,
+    },
+    /// It does.
+    Measured {
+        /// Of the [`Part::Measure`].
+        number: u32,
+    },
     /// To be handed on to a member, in [`Part::Passed`].
     Pass {
         /// To whom.
@@ -137,6 +148,8 @@ impl Part {
         match self {
             Self::Probe { .. }
             | Self::ProbeAnswer { .. }
+            | Self::Measure { .. }
+            | Self::Measured { .. }
             | Self::Pass { .. }
             | Self::Passed { .. }
             | Self::LaneHello { .. }
@@ -172,6 +185,8 @@ const LANE_HELLO: u8 = 13;
 const LANE_SEEN: u8 = 14;
 const PASSED_FROM: u8 = 15;
 const LANE_AT: u8 = 16;
+const MEASURE: u8 = 17;
+const MEASURED: u8 = 18;
 /// And the kind of the item: none of the others may come here.
 const ITEM: u8 = 0x40;
 
@@ -214,6 +229,8 @@ impl Writer {
             Part::Have { name, content } => self.write(HAVE, &(name, content)),
             Part::Probe { number, relay, alarm } => self.write(PROBE, &(number, relay, alarm)),
             Part::ProbeAnswer { number, ready, seen } => self.write(PROBE_ANSWER, &(number, ready, seen)),
+            Part::Measure { number } => self.write(MEASURE, number),
+            Part::Measured { number } => self.write(MEASURED, number),
             Part::Pass { to, datagram } => self.write(PASS, &(to, datagram)),
             Part::Passed { datagram } => self.write(PASSED, datagram),
             Part::LaneHello { key, serial } => self.write(LANE_HELLO, &(key, serial)),
@@ -262,6 +279,18 @@ impl Writer {
     }
 }
 
+/// A payload of exactly `length` bytes that asks whether a packet with it gets through; `None` when that is too short or
+/// too long for one.
+pub fn measure(number: u32, length: usize) -> Option<Vec<u8>> {
+    let mut writer = Writer::default();
+    writer.push(&Part::Measure { number });
+    let mut payload = writer.take();
+    let behind = u16::try_from(length.checked_sub(HEAD)?).ok().filter(|_| length >= payload.len())?;
+    payload.get_mut(1..HEAD)?.copy_from_slice(&behind.to_le_bytes());
+    payload.resize(length, 0);
+    Some(payload)
+}
+
 /// Reads a payload, part by part.
 pub fn read(payload: &[u8]) -> impl Iterator<Item = Result<Part, Malformed>> {
     let mut rest = payload;
@@ -301,6 +330,8 @@ fn part(kind: u8, body: &[u8]) -> Option<Result<Part, Malformed>> {
         PROBE_ANSWER => {
             fields(kind, body).map(|(number, ready, seen)| Part::ProbeAnswer { number, ready, seen })
         }
+        MEASURE => fields(kind, body).map(|number| Part::Measure { number }),
+        MEASURED => fields(kind, body).map(|number| Part::Measured { number }),
         PASS => fields(kind, body).map(|(to, datagram)| Part::Pass { to, datagram }),
         PASSED => fields(kind, body).map(|datagram| Part::Passed { datagram }),
         LANE_HELLO => fields(kind, body).map(|(key, serial)| Part::LaneHello { key, serial }),
@@ -345,6 +376,8 @@ mod tests {
             Part::Have { name, content: Content([2; 8]) },
             Part::Probe { number: 6, relay: Some(node), alarm: true },
             Part::ProbeAnswer { number: 7, ready: true, seen: Some(([192, 0, 2, 1], 6783).into()) },
+            Part::Measure { number: 300 },
+            Part::Measured { number: u32::MAX },
             Part::Pass { to: node, datagram: vec![6; 60] },
             Part::Passed { datagram: vec![7; 60] },
             Part::LaneHello { key: WgPublic::from_bytes([8; 32]), serial: u64::MAX },
@@ -376,6 +409,19 @@ mod tests {
         payload.extend([0x80, 0, 0]);
         let read: Result<Vec<_>, _> = read(&payload).collect();
         assert_eq!(read, Ok(vec![Part::Ack { number: 9 }]));
+    }
+
+    #[test]
+    fn what_measures_has_the_length_that_is_wanted() {
+        for number in [0, 127, 128, u32::MAX] {
+            for length in [8, 9, 1_100, 9_000] {
+                let payload = measure(number, length).unwrap();
+                assert_eq!(payload.len(), length);
+                let read: Result<Vec<_>, _> = read(&payload).collect();
+                assert_eq!(read, Ok(vec![Part::Measure { number }]));
+            }
+        }
+        assert_eq!((measure(u32::MAX, 7), measure(0, HEAD + 65_536)), (None, None));
     }
 
     #[test]

@@ -47,6 +47,17 @@ pub struct HostState {
     pub routes: BTreeMap<IpNet, Route>,
 }
 
+impl HostState {
+    /// The ranges that routes lead into a tunnel, each with its MTU in bytes, if it has one.
+    pub fn tunnel_mtus(&self) -> BTreeMap<IpNet, Option<u32>> {
+        let of = |(to, route): (&IpNet, &Route)| match route {
+            Route::Device { device, mtu, .. } if self.lanes.contains_key(device) => Some((*to, *mtu)),
+            Route::Device { .. } | Route::Unreachable => None,
+        };
+        self.routes.iter().filter_map(of).collect()
+    }
+}
+
 /// The bridge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bridge {

@@ -8,7 +8,10 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use mesh_keys::frame::{GroupKey, GroupKeyId, Header, MAX_KEYS, OpenError, Opened, Opener, Sealer, ShortId};
+use mesh_keys::frame::{
+    GroupKey, GroupKeyId, Header, MAX_DATAGRAM, MAX_KEYS, OpenError, Opened, Opener, SealError, Sealer,
+    ShortId,
+};
 use mesh_keys::sorted_map::SortedMap;
 use mesh_keys::{Identity, IdentityKey, NodeId, PairSecret};
 use rand_chacha::ChaCha20Rng;
@@ -255,6 +258,13 @@ impl Node {
         if self.gossip.as_ref().is_none_or(|gossip| !gossip.is_member(&sender)) {
             return self.tell_removed(sender, from);
         }
+        if bytes.len() > MAX_DATAGRAM {
+            // Only what measures a way may be that long.
+            if let (Some(Ok(Part::Measure { number })), true) = (wire::read(&opened.payload).next(), proved) {
+                self.on_measure(sender, from, number, bytes.len());
+            }
+            return;
+        }
         let parts: Vec<Part> = wire::read(&opened.payload).flatten().filter(Part::is_of_paths).collect();
         // That one comes from the port of a lane.
         let is_hello = parts.iter().any(|part| matches!(part, Part::LaneHello { .. }));
@@ -439,11 +449,23 @@ impl Node {
 
     /// A payload as a datagram for a member.
     pub(super) fn sealed(&mut self, node: &NodeId, payload: &[u8]) -> Option<Vec<u8>> {
+        self.sealed_by(node, |sealer, secret| sealer.seal(node, secret, payload))
+    }
+
+    /// The same for one that measures a way.
+    pub(super) fn sealed_long(&mut self, node: &NodeId, payload: &[u8]) -> Option<Vec<u8>> {
+        self.sealed_by(node, |sealer, secret| sealer.seal_long(node, secret, payload))
+    }
+
+    fn sealed_by(
+        &mut self,
+        node: &NodeId,
+        seal: impl FnOnce(&mut Sealer, &PairSecret) -> Result<Vec<u8>, SealError>,
+    ) -> Option<Vec<u8>> {
         let key = self.view.as_ref()?.admissions().known_key(node)?;
         let sealer = self.datagrams.sealer.as_mut()?;
         let secret = self.datagrams.secrets.with(&self.identity, *node, &key)?;
-        sealer
-            .seal(node, &secret, payload)
+        seal(sealer, &secret)
             .inspect_err(|error| tracing::error!(%error, "a gossip payload cannot be sent"))
             .ok()
     }

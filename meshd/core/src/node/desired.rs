@@ -24,7 +24,7 @@ pub(super) const WIREGUARD_OVERHEAD: u32 = 80;
 const DEFAULT_UNDERLAY_MTU: u32 = 1500;
 
 /// IPv6 links carry no less (RFC 8200, section 5).
-const MIN_MTU: u32 = 1280;
+pub(super) const MIN_MTU: u32 = 1280;
 
 /// In a large cluster the state is computed at most once in this time for each member: ten times what it takes.
 const COMPUTING: Duration = Duration::from_micros(20);
@@ -217,9 +217,11 @@ impl Node {
                     lane.peers.insert(theirs.key, peer);
                 }
                 if confirmed {
+                    let [ipv4_mtu, ipv6_mtu] = self.route_mtus(id, &ranges);
                     for range in ranges {
                         let source = own.iter().copied().find(|own| own.is_ipv4() == range.addr().is_ipv4());
-                        let route = Route::Device { device: config.device.clone(), source, mtu: None };
+                        let mtu = if range.addr().is_ipv4() { ipv4_mtu } else { ipv6_mtu };
+                        let route = Route::Device { device: config.device.clone(), source, mtu };
                         state.routes.insert(range, route);
                     }
                 }
@@ -247,7 +249,7 @@ impl Node {
     /// Where to send to a peer first: where the control session with it leads or its datagrams come from, else what it
     /// says of itself.
     /// Once WireGuard has learned an endpoint, that is left alone as long as handshakes succeed.
-    fn endpoint(
+    pub(super) fn endpoint(
         &self,
         id: &NodeId,
         record: &NodeRecord,

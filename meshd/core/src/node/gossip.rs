@@ -483,6 +483,7 @@ impl Node {
         self.begin_observing();
         for (id, before, facts) in seen {
             self.observe_path(id, before.as_ref(), &facts);
+            self.observe_mtu(id, before.as_ref(), &facts);
         }
         for id in broken {
             self.pair_fails(id);

@@ -21,6 +21,7 @@ mod gossip;
 mod ipam;
 mod join;
 mod leave;
+mod mtu;
 mod nat;
 mod overlap;
 mod paths;
@@ -96,6 +97,8 @@ pub struct Config {
     pub lanes: Vec<LaneConfig>,
     /// MTU inside the tunnels in bytes; derived from the underlay when absent.
     pub mtu: Option<u32>,
+    /// Pause between two tries to find a larger path MTU: [`RAISED`](crate::path::mtu::RAISED).
+    pub mtu_raise: Duration,
     /// Version of the daemon.
     pub software: String,
     /// Identifies the boot of the host.
@@ -172,7 +175,7 @@ impl std::fmt::Debug for JoinSecret {
 pub struct HostFacts {
     /// Addresses of the host's devices that others might reach, ours left out.
     pub addresses: Vec<IpAddr>,
-    /// Smallest MTU of the devices with those addresses, in bytes.
+    /// Largest MTU of the devices with those addresses, in bytes.
     pub underlay_mtu: Option<u32>,
     /// Whether frames between bridge ports go through iptables (`bridge-nf-call-*`, either family).
     pub bridge_netfilter: bool,
@@ -184,6 +187,9 @@ pub struct HostFacts {
     pub bridge: bool,
     /// Ranges that a route of ours ends already: those of a mesh that is in force on this host.
     pub closed: Vec<IpNet>,
+    /// Ranges that a route of ours leads into a tunnel, each with its MTU, in bytes, if it has one. To be told only until
+    /// there is a desired state: what was found by the daemon before this one.
+    pub route_mtus: BTreeMap<IpNet, Option<u32>>,
 }
 
 /// What WireGuard tells of a peer.
@@ -448,6 +454,21 @@ pub enum Output {
         /// All of it.
         bytes: Vec<u8>,
     },
+    /// Send a datagram from the control port as one packet: neither this host nor others may cut it up, and what the kernel
+    /// believes of the way's MTU does not matter. Nothing depends on whether it arrives.
+    Measure {
+        /// Where to.
+        to: SocketAddr,
+        /// All of it.
+        bytes: Vec<u8>,
+    },
+    /// Tell the kernel that packets to an address may have so many bytes at most, IP header included, as a router does.
+    Narrow {
+        /// Where they go.
+        to: IpAddr,
+        /// At least 1,280.
+        mtu: u16,
+    },
     /// Relay for a lane, and report [`Input::Registered`] if that is possible: see
     /// [`Relay::register`](crate::relay::Relay::register). With each [`Output::Desired`] those lanes are no longer served
     /// that the node does not [know](Node::knows_lane).
@@ -523,6 +544,7 @@ pub struct Node {
     pairs: psk::Pairs,
     paths: paths::Paths,
     nats: nat::Nats,
+    mtus: mtu::Mtus,
     registrations: registrations::Registrations,
     /// Whose each tunnel key is.
     owners: BTreeMap<WgPublic, NodeId>,
@@ -623,6 +645,7 @@ impl Node {
             pairs: psk::Pairs::restore(stored.keys),
             paths: paths::Paths::default(),
             nats: nat::Nats::default(),
+            mtus: mtu::Mtus::default(),
             registrations: registrations::Registrations::default(),
             owners: BTreeMap::new(),
             tunnels: BTreeMap::new(),
@@ -795,6 +818,7 @@ impl Node {
         self.advance_leave();
         self.advance_pairs();
         self.advance_paths();
+        self.advance_mtus();
         self.advance_registrations();
         self.advance_nats();
         self.recompute_desired();
@@ -811,6 +835,7 @@ impl Node {
             self.gossip_deadline(),
             self.pair_deadline(),
             self.path_deadline(),
+            self.mtu_deadline(),
             self.registration_deadline(),
             self.nats_deadline(),
             self.addresses_deadline(),

@@ -20,8 +20,10 @@ use crate::view::{LaneInfo, NodeRecord};
 /// Members whose word is needed that this host is behind a NAT, where there are so many.
 const WITNESSES: usize = 3;
 
-/// For so long after it got other addresses, a host sends keepalives to all: they follow it to where these come from.
-const MOVED: Duration = Duration::from_secs(30);
+/// After it got other addresses, a host sends a keepalive to all, who follow it to where that comes from. WireGuard sends one when
+/// keepalives are switched on: so they are off for a moment, and on until the second of these is over.
+const KEEPALIVES_OFF: Duration = Duration::from_millis(100);
+const KEEPALIVES_ON: Duration = Duration::from_secs(5);
 
 /// What is known of NATs.
 #[derive(Debug, Default)]
@@ -31,8 +33,9 @@ pub(super) struct Nats {
     /// So do enough of them.
     behind_one: bool,
     mapped: BTreeMap<NodeId, Mapped>,
-    /// When this host got other addresses.
+    /// When this host got other addresses, and what keepalives were when that was looked at last.
     host_moved: Option<Time>,
+    were_on: Option<bool>,
 }
 
 /// Where a relay sees a member that has probed by way of it.
@@ -90,21 +93,23 @@ impl Node {
         }
     }
 
-    /// Whether this host got other addresses a moment ago.
-    pub(super) fn has_just_moved(&self) -> bool {
-        self.nats.host_moved.is_some()
+    /// Whether keepalives are on because this host got other addresses a moment ago, or off.
+    pub(super) fn keepalives_of_move(&self) -> Option<bool> {
+        self.nats.host_moved.map(|at| self.now.since(at) >= KEEPALIVES_OFF)
     }
 
-    /// When keepalives to all end.
+    /// When that changes.
     pub(super) fn nats_deadline(&self) -> Option<Time> {
-        self.nats.host_moved.map(|at| at + MOVED)
+        let on = self.keepalives_of_move()?;
+        self.nats.host_moved.map(|at| at + if on { KEEPALIVES_ON } else { KEEPALIVES_OFF })
     }
 
     pub(super) fn advance_nats(&mut self) {
-        if self.nats_deadline().is_some_and(|at| at <= self.now) {
+        if self.nats.host_moved.is_some_and(|at| self.now.since(at) >= KEEPALIVES_ON) {
             self.nats.host_moved = None;
-            self.stale = true;
         }
+        let on = self.keepalives_of_move();
+        self.stale |= std::mem::replace(&mut self.nats.were_on, on) != on;
     }
 
     /// A member has probed by way of a relay, which sees it at `control`; and its lane there, as it says itself.

@@ -24,11 +24,13 @@ impl Node {
         let had_others = known.is_some_and(|known| known.addresses != facts.addresses);
         if known.is_none() {
             self.standing.was_here = facts.bridge;
+            self.remember_route_mtus(&facts.route_mtus);
         }
         self.host = Some(facts);
         if moved {
             self.dialer.reset_backoff();
             self.nats_host_changed(had_others);
+            self.mtus_host_changed();
         }
         self.refresh_record();
         self.check_overlap();

@@ -141,13 +141,13 @@ impl Paths {
 
 /// When something is due for each of several members.
 #[derive(Debug, Default)]
-struct Deadlines {
+pub(super) struct Deadlines {
     of: BTreeMap<NodeId, Time>,
     order: BTreeSet<(Time, NodeId)>,
 }
 
 impl Deadlines {
-    fn set(&mut self, node: NodeId, at: Option<Time>) {
+    pub(super) fn set(&mut self, node: NodeId, at: Option<Time>) {
         let before = match at {
             Some(at) => self.of.insert(node, at),
             None => self.of.remove(&node),
@@ -158,7 +158,7 @@ impl Deadlines {
         self.order.extend(at.map(|at| (at, node)));
     }
 
-    fn first(&self) -> Option<(Time, NodeId)> {
+    pub(super) fn first(&self) -> Option<(Time, NodeId)> {
         self.order.first().copied()
     }
 }
@@ -182,11 +182,8 @@ impl Node {
     pub(super) fn keepalive(&self, peer: &NodeId) -> u16 {
         let relayed = self.paths.relay_to(peer).is_some();
         let opened = self.paths.get(peer).is_some_and(|path| path.is_kept() || path.is_on_trial());
-        let wanted = if relayed {
-            self.leads(peer)
-        } else {
-            self.nats.behind_one() || opened || self.has_just_moved()
-        };
+        let wanted = if relayed { self.leads(peer) } else { self.nats.behind_one() || opened };
+        let wanted = self.keepalives_of_move().unwrap_or(wanted);
         if wanted { KEEPALIVE } else { 0 }
     }
 
@@ -495,6 +492,7 @@ impl Node {
                     self.paths.due.set(from, Some(next));
                 }
             }
+            (Part::Measured { number }, Origin::Address(..)) if proved => self.on_measured(from, number),
             (Part::Pass { to, datagram }, Origin::Address(address, _)) if proved => {
                 self.pass_on((from, address), to, datagram);
             }

@@ -472,6 +472,7 @@ impl Node {
         self.stale = true;
         self.dirty.insert(StateFile::Keys);
         tracing::info!(peer = %peer.short(), "pre-shared key agreed");
+        self.measure(peer);
     }
 
     /// Both ends have the key, and the other one has just proved it.
@@ -489,6 +490,7 @@ impl Node {
         if self.is_settled(&peer) {
             self.pairs.set_next(peer, None);
         }
+        self.measure(peer);
     }
 
     /// Sends `message` as soon as the kernel has what this node now wants.

@@ -60,6 +60,7 @@ impl Node {
         self.datagrams.retain(stays);
         self.paths.retain(stays);
         self.nats.retain(stays);
+        self.mtus.retain(stays);
         self.registrations.retain(stays);
         if let Some(gossip) = &mut self.gossip {
             gossip.retain_members(stays);

@@ -159,6 +159,7 @@ impl Node {
                 let facts = record.lanes.first().and_then(|lane| self.tunnels.get(&lane.key)).copied();
                 let facts = facts.unwrap_or_default();
                 let ranges = ranges_of(view, record);
+                let mtu = Some(self.mtu_status(id, &ranges));
                 let ready = ranges.iter().all(|range| self.leads_to_lane(range));
                 PeerStatus {
                     id: id.to_string(),
@@ -182,6 +183,7 @@ impl Node {
                         tx_bytes: facts.tx_bytes,
                     },
                     path: self.path_status(id),
+                    mtu,
                 }
             })
             .collect()

@@ -7,6 +7,7 @@ mod carried;
 mod copies;
 mod leave;
 mod links;
+mod mtu;
 mod paths;
 mod removal;
 mod scenarios;
@@ -65,6 +66,8 @@ pub(super) struct Host {
     pub(super) relay: Relay,
     /// A tunnel key that it says is its own, without the secret.
     pub(super) claims: Option<Claim>,
+    /// What its kernel was told of ways that are narrow.
+    pub(super) narrowed: Vec<(IpAddr, u16)>,
 }
 
 /// As which lane a host claims a key.
@@ -109,6 +112,10 @@ pub(super) struct Sim {
     /// Identifies the boot of the hosts.
     pub(super) boot: &'static str,
     pub(super) cut: BTreeSet<(usize, usize)>,
+    /// Longest packets that get from one host to another, where that is less than any host sends.
+    pub(super) narrow: BTreeMap<(usize, usize), usize>,
+    /// Datagrams that measured a way.
+    pub(super) measured: usize,
     /// Admin keys of a cluster that is founded.
     pub(super) admin_keys: Vec<IdentityKey>,
     /// What the hosts' clocks show at the start of the simulation; `None` for a daemon that does not tell.
@@ -163,6 +170,8 @@ impl Sim {
             range: GenesisFields::default_ipv4_range(),
             boot: "boot",
             cut: BTreeSet::new(),
+            narrow: BTreeMap::new(),
+            measured: 0,
             admin_keys: Vec::new(),
             unix: Some(1_700_000_000),
             names: BTreeMap::new(),
@@ -191,6 +200,7 @@ impl Sim {
             refused: None,
             carried: BTreeMap::new(),
             relay: Relay::new(Limits::default(), self.now),
+            narrowed: Vec::new(),
             claims: None,
         };
         self.hosts.push(host);
@@ -237,6 +247,7 @@ impl Sim {
             prefixes: host.prefixes.clone(),
             closed: ends.map(|(range, _)| *range).collect(),
             bridge: host.kernel.bridge.is_some(),
+            route_mtus: host.kernel.tunnel_mtus(),
             ..HostFacts::default()
         }
     }
@@ -272,6 +283,7 @@ impl Sim {
             max_calls: MAX_CALLS,
             lanes,
             mtu: None,
+            mtu_raise: crate::path::mtu::RAISED,
             software: "sim".into(),
             boot: self.boot.into(),
             previous_start: before,
@@ -396,6 +408,16 @@ impl Sim {
                         self.schedule(DELAY, Event::Datagram { to, from: address(at), bytes });
                     }
                 }
+                Output::Measure { to, bytes } => {
+                    self.measured += 1;
+                    let target = (0..self.hosts.len()).find(|host| address(*host) == to);
+                    let passes =
+                        |to: &usize| self.narrow.get(&(at, *to)).is_none_or(|most| bytes.len() + 28 <= *most);
+                    if let Some(to) = target.filter(|to| self.connected(at, *to) && passes(to)) {
+                        self.schedule(DELAY, Event::Datagram { to, from: address(at), bytes });
+                    }
+                }
+                Output::Narrow { to, mtu } => self.hosts[at].narrowed.push((to, mtu)),
                 Output::LaneDatagram { port, to, bytes } => {
                     let target = (0..self.hosts.len()).find(|host| address(*host) == to);
                     if let Some(to) = target.filter(|to| self.connected(at, *to)) {

@@ -23,6 +23,7 @@
 //! What is decided here is pure: time, numbers and candidates are arguments, and what is to be done is returned.
 
 mod leg;
+pub mod mtu;
 #[cfg(test)]
 mod tests;
 

@@ -268,6 +268,7 @@ fn status() -> Status {
             tx_bytes: 6_000_000_000,
         },
         path: None,
+        mtu: None,
     };
     Status {
         schema_version: 1,

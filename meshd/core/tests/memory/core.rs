@@ -166,6 +166,8 @@ fn handle(
             | Output::Desired { .. }
             | Output::Carried { .. }
             | Output::LaneDatagram { .. }
+            | Output::Measure { .. }
+            | Output::Narrow { .. }
             | Output::Register { .. }
             | Output::Reply(..) => {}
         }
@@ -200,6 +202,7 @@ fn the_one_node() {
         max_calls: 0,
         lanes: vec![LaneConfig::new(0, "meshwg0", 6784, WgSecret::from_bytes(&[9; 32]))],
         mtu: None,
+        mtu_raise: mesh_core::path::mtu::RAISED,
         software: "test".into(),
         boot: "boot".into(),
         previous_start: None,

@@ -6,11 +6,13 @@
 
 mod borrowed;
 mod control;
+mod fragments;
 mod receive;
 mod send;
 mod socket;
 
-pub use borrowed::send_from;
+pub use borrowed::{send_from, send_whole_from};
+pub use fragments::narrow;
 pub use receive::{Piece, ReceiveBatch};
 pub use send::{Destination, SendBatch, SendReport};
 pub use socket::{SocketGroup, Sockets, Source, UdpSocket};

@@ -176,6 +176,7 @@ fn send_run(socket: &UdpSocket, data: &[u8], pieces: &[Piece], report: &mut Send
 
 /// Another way for a piece that the kernel refused: from any source address, then datagram by datagram.
 fn rescue(socket: &UdpSocket, data: &[u8], piece: &Piece, error: Errno, report: &mut SendReport) {
+    let source = piece.to.source;
     let mut piece = *piece;
     let mut error = error;
     // EINVAL, EADDRNOTAVAIL: the source is not ours (any more). ENETUNREACH, ENODEV: no route from it.
@@ -196,6 +197,8 @@ fn rescue(socket: &UdpSocket, data: &[u8], piece: &Piece, error: Errno, report: 
         if error == Errno::EIO {
             socket.disable_segmentation();
         }
+        // It was not to blame for a piece that is too long for the path.
+        piece.to.source = source;
         let end = piece.start + piece.length;
         let singles = (piece.start..end).step_by(piece.segment_size).map(|start| {
             let length = piece.segment_size.min(end - start);
@@ -216,8 +219,7 @@ fn rescue(socket: &UdpSocket, data: &[u8], piece: &Piece, error: Errno, report: 
                 }
                 Err(Errno::EINTR) => {}
                 Err(refused) => {
-                    report.dropped += 1;
-                    report.error = Some(refused);
+                    rescue(socket, data, &rest[0], refused, report);
                     rest = &rest[1..];
                 }
             }

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::fragments::Fragments;
+
 /// How much the kernel may queue in each direction, in bytes. wireguard-go found that 7 MiB lift a single stream by a
 /// quarter; without the right to exceed `net.core.rmem_max` the kernel grants less.
 const SOCKET_BUFFER: usize = 7 << 20;
@@ -187,6 +189,15 @@ impl Sockets {
         if address.is_ipv4() { self.v4.as_ref() } else { self.v6.as_ref() }
     }
 
+    /// What is sent from now on may be cut up by anybody on its way: "don't fragment" is not set. As far as the kernel knows
+    /// the path's MTU, it is cut up here.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn allow_fragments(&self) -> io::Result<()> {
+        self.iter().try_for_each(|socket| Fragments::Allowed.set_on(socket, socket.ipv4))
+    }
+
     /// Marks everything sent from now on; 0 removes the mark.
     ///
     /// # Errors
@@ -224,6 +235,14 @@ impl SocketGroup {
     #[must_use]
     pub fn port(&self) -> u16 {
         self.0[0].port
+    }
+
+    /// As [`Sockets::allow_fragments`], for all.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn allow_fragments(&self) -> io::Result<()> {
+        self.0.iter().try_for_each(Sockets::allow_fragments)
     }
 
     /// As [`Sockets::set_mark`], for all.

@@ -436,6 +436,8 @@ fn an_overlap_that_comes_later_is_told_and_takes_nothing_away() {
 #[test]
 fn other_networks_of_the_host_change_no_record_and_nothing_in_the_kernel() {
     let mut sim = cluster(41, "10.64.0.0/12", 2);
+    // The path is measured.
+    sim.run(SECOND);
     let before = (sim.node(0).version, sim.hosts[0].kernel.clone(), sim.hosts[0].wrote);
     sim.hosts[0].prefixes = vec![by_gateway("172.31.0.0/16")];
     sim.look(0);
