@@ -1,15 +1,17 @@
 //! The relay by itself, for `cargo xtask bench relay`, and what it is compared with:
 //!
-//! `relay PORT KEY@ADDRESS…` serves these lanes; `relay --bare PORT ADDRESS ADDRESS` passes everything from one address on to the
+//! `relay PORT KEY@ADDRESS…` serves these lanes until standard input ends, and answers each line there with what it has counted, as
+//! `NAME VALUE` pairs; `relay --bare PORT ADDRESS ADDRESS` passes everything from one address on to the
 //! other, and looks at nothing.
-#![allow(clippy::print_stderr, reason = "whoever runs it wants to know")]
+#![allow(clippy::print_stdout, reason = "whoever runs it wants to know")]
 
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use mesh_core::relay::Endpoint;
+use mesh_core::relay::{Dropped, Endpoint};
 use mesh_core::time::Time;
 use mesh_keys::WgPublic;
 use mesh_sys::udp::{Destination, ReceiveBatch, SendBatch, Sockets};
@@ -43,13 +45,34 @@ fn relay(port: u16, lanes: &[String]) -> Result<()> {
     let datagrams = Datagrams::bind(port, clock())?;
     let (node, _nobody) = mpsc::channel(1);
     let _receiver = datagrams.receive(clock, node)?;
-    for serial in 0.. {
-        for (key, endpoint) in &endpoints {
-            datagrams.relay().register(*key, *endpoint, serial, clock())?;
+    let registering = datagrams.clone();
+    std::thread::spawn(move || {
+        for serial in 0.. {
+            for (key, endpoint) in &endpoints {
+                if let Err(error) = registering.relay().register(*key, *endpoint, serial, clock()) {
+                    // Nothing is relayed then, which is noticed.
+                    tracing::error!(%error, "a lane is not registered");
+                }
+            }
+            std::thread::sleep(REGISTER_EVERY);
         }
-        std::thread::sleep(REGISTER_EVERY);
+    });
+    for line in std::io::stdin().lines() {
+        line?;
+        println!("{}", counted(&datagrams));
     }
     Ok(())
+}
+
+fn counted(datagrams: &Datagrams) -> String {
+    let counters = datagrams.counters();
+    let passed_on = counters.passed_on.load(Ordering::Relaxed);
+    let (lanes, routes) = datagrams.relay().load();
+    let mut text = format!("passed_on {passed_on} lanes {lanes} routes {routes}");
+    for reason in Dropped::ALL {
+        text += &format!(" {} {}", reason.name(), counters.dropped(reason));
+    }
+    text
 }
 
 fn forward(port: u16, ends: &[String]) -> Result<()> {

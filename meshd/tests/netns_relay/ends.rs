@@ -69,7 +69,7 @@ pub(crate) fn inner(end: u8) -> [IpAddr; 2] {
     [IpAddr::from([10, 9, 0, end]), format!("fd09::{end}").parse().unwrap()]
 }
 
-fn add_address(ns: &Ns, device: &str, address: IpAddr, prefix: u8) {
+pub(crate) fn add_address(ns: &Ns, device: &str, address: IpAddr, prefix: u8) {
     let net = IpNet::new(address, prefix).unwrap();
     let spec = AddressSpec { no_prefix_route: false, ..AddressSpec::plain(net) };
     ns.rtnl().add_address(ns.index(device), spec).unwrap();

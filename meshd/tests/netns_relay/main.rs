@@ -4,6 +4,9 @@
 #![allow(clippy::print_stderr, reason = "what was counted is for whoever runs the tests")]
 
 mod ends;
+#[path = "../support/flood.rs"]
+mod flood;
+mod floods;
 #[path = "../support/ns.rs"]
 mod ns;
 mod passes;

@@ -14,13 +14,13 @@ use crate::ends::{Engine, RELAY_PORT, Site, inner, outer};
 const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Whether an end reaches the other by every address, with small and large packets.
-fn reaches(site: &Site, from: usize) -> bool {
+pub(crate) fn reaches(site: &Site, from: usize) -> bool {
     let end = &site.ends[from].ns;
     let large = |ip| end.try_sh(&format!("ping -n -c2 -i0.05 -w3 -s4000 {ip}")).status.success();
     inner(site.ends[1 - from].number).into_iter().all(|ip: IpAddr| end.pings(ip) && large(ip))
 }
 
-fn connected(engines: [Engine; 2], families: [bool; 2]) -> Site {
+pub(crate) fn connected(engines: [Engine; 2], families: [bool; 2]) -> Site {
     let site = Site::new(engines, families);
     site.register();
     assert!(reaches(&site, 0) && reaches(&site, 1), "{families:?}: {:?}", site.relay.counters());

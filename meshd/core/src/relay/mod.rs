@@ -22,9 +22,10 @@
 //! - One datagram in, at most one out, of the same length; the relay says nothing itself.
 //! - Tables have bounds, for each lane and altogether; so have initiations for each lane, and the search for whom they
 //!   are, which costs most.
-//! - Who sends initiations from the address of a lane, without knowing the keys of its peers, uses up its searches; what the
-//!   lane itself sends to those that it has talked to before is found without. What was recorded and is sent again is passed
-//!   on twice, and has no effect.
+//! - Who sends initiations from the address of a lane uses up its searches; what the lane itself sends to those that it has
+//!   talked to before is found without. What was recorded and is sent again is passed on twice, and has no effect.
+//! - Nothing tells an initiation that a lane has sent from one that was sent with its address and marked for one of its peers.
+//!   Whoever knows both uses up what that lane may begin; sessions that there are go on until they end.
 //!
 //! Time and bytes are arguments, and the answer is where to send: the shell receives and sends.
 
@@ -159,7 +160,7 @@ struct Lane {
     until: Time,
     initiations: Bucket,
     searches: Bucket,
-    /// Whom its initiations were for before, the latest first.
+    /// With whom it has had a handshake, the latest first.
     peers: Vec<LaneId>,
 }
 
@@ -211,8 +212,8 @@ pub struct Relay {
 /// Why a lane is not registered. Nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RegisterError {
-    /// A later one was there before.
-    #[error("an older registration came after a newer one")]
+    /// The same, or a later one, was there before.
+    #[error("a registration came again, or after a newer one")]
     Outdated,
     /// The table is full.
     #[error("as many lanes are registered as may be")]
@@ -250,7 +251,7 @@ impl Relay {
         if let Some(id) = self.by_key.get(&key).copied()
             && let Some(lane) = self.lanes.get_mut(&id)
         {
-            if serial < lane.serial {
+            if serial <= lane.serial {
                 return Err(RegisterError::Outdated);
             }
             let before = std::mem::replace(&mut lane.endpoint, endpoint).remote;
@@ -399,12 +400,16 @@ impl Relay {
         }
         let fits = |(_, lane): &(&LaneId, &Lane)| lane.mac1.matches(message);
         let to = self.lanes.iter().find(fits).map(|(id, _)| *id);
-        let to = to.filter(|to| *to != from).ok_or(Dropped::NoSuchLane)?;
-        if let Some(lane) = self.lanes.get_mut(&from) {
-            lane.peers.insert(0, to);
-            lane.peers.truncate(REMEMBERED);
-        }
-        Ok(to)
+        to.filter(|to| *to != from).ok_or(Dropped::NoSuchLane)
+    }
+
+    /// Who answers an initiation is a peer. Were it who is asked, then whoever sends from the address of a lane, and knows the
+    /// keys of sixteen others, would have its peers forgotten.
+    fn remember(&mut self, of: LaneId, peer: LaneId) {
+        let Some(lane) = self.lanes.get_mut(&of) else { return };
+        lane.peers.retain(|before| *before != peer);
+        lane.peers.insert(0, peer);
+        lane.peers.truncate(REMEMBERED);
     }
 
     fn response(&mut self, from: LaneId, message: &[u8], now: Time) -> Result<LaneId, Dropped> {
@@ -418,7 +423,11 @@ impl Relay {
         match self.routes.get(to, sender, now) {
             Ok(_) if !asked.answered => return Err(Dropped::Collision),
             Ok(route) => self.routes.again((to, sender), route, (from, false))?,
-            Err(_) => self.routes.answer((from, receiver), (to, sender), &self.limits, now)?,
+            Err(_) => {
+                self.routes.answer(((from, receiver), asked), (to, sender), &self.limits, now)?;
+                self.remember(to, from);
+                self.remember(from, to);
+            }
         }
         Ok(to)
     }

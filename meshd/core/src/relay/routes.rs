@@ -78,20 +78,28 @@ impl Routes {
         Ok(())
     }
 
-    /// The initiation by which `there` had a meaning was answered: data may flow, also by the index of the response.
+    /// The initiation by which `there` had a meaning was answered: data may flow, also by the index of the response. Another
+    /// answer, with another index, prolongs nothing, and there are few: only one is the responder's.
     pub(super) fn answer(
         &mut self,
-        there: Key,
+        (there, asked): (Key, Route),
         back: Key,
         limits: &Limits,
         now: Time,
     ) -> Result<(), Dropped> {
-        self.reserve(there.0, limits, now)?;
-        let until = now + ANSWERED_FOR;
-        for (key, to, initiated) in [(there, back.0, true), (back, there.0, false)] {
-            self.put(key, Route { to, initiated, answered: true, passed: 1, until });
-            self.answered.push_back((until, key));
+        let end = now + ANSWERED_FOR;
+        let (passed, until) = if asked.answered { (asked.passed + 1, asked.until) } else { (1, end) };
+        if passed > MOST_PASSED {
+            return Err(Dropped::TooMany);
         }
+        self.reserve(there.0, limits, now)?;
+        self.put(there, Route { answered: true, passed, until, ..asked });
+        self.put(back, Route { to: there.0, initiated: false, answered: true, passed: 1, until });
+        if !asked.answered {
+            self.answered.push_back((end, there));
+        }
+        // In the order of time, though it may be over earlier.
+        self.answered.push_back((end, back));
         Ok(())
     }
 

@@ -1,5 +1,8 @@
 //! The relay by itself, with messages that look like WireGuard's to it.
 
+mod floods;
+mod forgeries;
+
 use proptest::prelude::*;
 
 use super::routes::{ANSWERED_FOR, UNANSWERED_FOR};
@@ -179,9 +182,11 @@ fn of_two_lanes_at_one_address_the_later_one_is_there() {
 #[test]
 fn what_is_not_renewed_comes_to_an_end() {
     let mut relay = relay(LIMITS, 2);
-    let keep = |relay: &mut Relay, now| {
+    let mut serial = 1;
+    let mut keep = |relay: &mut Relay, now| {
+        serial += 1;
         (1..=2).for_each(|lane| {
-            relay.register(key(lane), endpoint(lane), 1, now).unwrap();
+            relay.register(key(lane), endpoint(lane), serial, now).unwrap();
         });
     };
     assert_eq!(send(&mut relay, 1, &initiation(2, 10), Time::ZERO), Ok(2));
@@ -205,7 +210,7 @@ fn what_is_not_renewed_comes_to_an_end() {
     // A lane that does not say that it is there.
     let gone = now + REGISTERED_FOR;
     assert_eq!(send(&mut relay, 1, &initiation(2, 12), gone), Err(Dropped::Stranger));
-    relay.register(key(1), endpoint(1), 1, gone).unwrap();
+    relay.register(key(1), endpoint(1), 1_000, gone).unwrap();
     assert_eq!(send(&mut relay, 1, &initiation(2, 12), gone), Err(Dropped::NoRoute));
     relay.expire(gone);
     assert_eq!(relay.load().0, 1);
@@ -264,8 +269,8 @@ fn what_is_repeated_is_passed_on_a_few_times_and_changes_nothing() {
     assert_eq!(repeated, [true, true, false, false, false]);
     assert_eq!(relay.load(), load);
     let end = Time::ZERO + ANSWERED_FOR;
-    relay.register(key(1), endpoint(1), 1, end).unwrap();
-    relay.register(key(2), endpoint(2), 1, end).unwrap();
+    relay.register(key(1), endpoint(1), 2, end).unwrap();
+    relay.register(key(2), endpoint(2), 2, end).unwrap();
     assert_eq!(
         send(&mut relay, 1, &data(20), end),
         Err(Dropped::NoRoute),
@@ -275,7 +280,7 @@ fn what_is_repeated_is_passed_on_a_few_times_and_changes_nothing() {
 
 #[test]
 fn a_lane_fills_no_more_than_its_part_of_the_table() {
-    let mut relay = relay(LIMITS, 4);
+    let mut relay = relay(Limits { searches: 1_000, macs: 100_000, ..LIMITS }, 4);
     let mut passed = 0;
     for (second, count) in [(1, 20), (2, 20), (3, 20)] {
         for number in 0..count {
@@ -368,7 +373,13 @@ proptest! {
                         let ends = [(from, sender), (to, receiver)];
                         let lives = |session: &Session| session.ends == ends && now.since(session.at) < ANSWERED_FOR;
                         if !sessions.iter().any(lives) {
-                            sessions.push(Session { ends, at: now });
+                            // Another answer to the same initiation lives no longer than the first.
+                            let first = sessions.iter().find(|session| {
+                                (session.ends[0].0, session.ends[1]) == (from, (to, receiver))
+                                    && now.since(session.at) < ANSWERED_FOR
+                            });
+                            let at = first.map_or(now, |first| first.at);
+                            sessions.push(Session { ends, at });
                         }
                     }
                 }

@@ -3,6 +3,7 @@
 
 mod carrier;
 mod engine;
+mod flood;
 mod load;
 mod middle;
 mod network;

@@ -29,6 +29,8 @@ pub(crate) struct Network {
     engines: Vec<Engine>,
     /// What is between them, unless that is a wire.
     middle: Option<Middle>,
+    /// Their public keys, where something is between them.
+    keys: Option<[String; 2]>,
 }
 
 /// One end: a network namespace.
@@ -56,7 +58,7 @@ impl Network {
         // From here on the value cleans up after itself, also when a step below fails.
         let ends = [End::new(carrier, 0), End::new(carrier, 1)];
         let mut network =
-            Self { carrier, cpus: ground.cpus.clone(), ends, engines: Vec::new(), middle: None };
+            Self { carrier, cpus: ground.cpus.clone(), ends, engines: Vec::new(), middle: None, keys: None };
         network.build_underlay(ground.mtu)?;
         match program {
             Some(program) => {
@@ -81,7 +83,7 @@ impl Network {
         let letter = char::from(b'p' + way as u8);
         let ends = [0, 1].map(|index| End::named(way.name(), &format!("hbkv{index}"), letter, index));
         let mut network =
-            Self { carrier, cpus: ground.cpus.clone(), ends, engines: Vec::new(), middle: None };
+            Self { carrier, cpus: ground.cpus.clone(), ends, engines: Vec::new(), middle: None, keys: None };
         for index in 0..2 {
             run(Command::new("ip").args(["netns", "add", &network.ends[index].namespace]))?;
             network.ip(index, &["link", "set", "lo", "up"])?;
@@ -97,8 +99,9 @@ impl Network {
             Way::Relay | Way::Forwarder | Way::Dnat => format!("{}:{}", WIRES[index][0], middle::PORT),
         }))?;
         if let Some(middle) = &mut network.middle {
-            middle.start(way, relay, WIRES.map(|[_, end]| format!("{end}:{WIREGUARD_PORT}")), &keys)?;
+            middle.start(way, relay, lane_addresses(), &keys)?;
         }
+        network.keys = Some(keys);
         network.raise_devices(carrier.mtu(ground.mtu))?;
         network.wait_for_answer()?;
         network.wait_for_full_size(carrier.mtu(ground.mtu))?;
@@ -108,6 +111,17 @@ impl Network {
     /// Processor time of what passes on between the ends, in seconds; `None` when the kernel does.
     pub(crate) fn middle_seconds(&self) -> Result<Option<f64>> {
         self.middle.as_ref().map_or(Ok(None), Middle::seconds)
+    }
+
+    /// The host between the ends.
+    pub(crate) fn middle(&mut self) -> Result<&mut Middle> {
+        self.middle.as_mut().context("nothing is between the ends")
+    }
+
+    /// What the relay serves: `KEY@ADDRESS` for each end.
+    pub(crate) fn lanes(&self) -> Vec<String> {
+        let keys = self.keys.iter().flatten();
+        keys.zip(lane_addresses()).map(|(key, address)| format!("{key}@{address}")).collect()
     }
 
     /// What is between the ends.
@@ -342,6 +356,11 @@ impl End {
     }
 }
 
+/// Where the ends of a network with something between them send from.
+fn lane_addresses() -> [String; 2] {
+    WIRES.map(|[_, end]| format!("{end}:{WIREGUARD_PORT}"))
+}
+
 /// Removes the namespaces and sockets of earlier runs that could not, because they were interrupted or killed.
 pub(crate) fn remove_leftovers() -> Result<()> {
     let list = capture(Command::new("ip").args(["netns", "list"]))?;
@@ -388,7 +407,7 @@ fn feed(command: &mut Command, input: &str) -> Result<String> {
 }
 
 /// In front of the id of our process and the name of the carrier.
-const NAMESPACE_PREFIX: &str = "hbk-bench-";
+pub(crate) const NAMESPACE_PREFIX: &str = "hbk-bench-";
 
 /// In front of the id of our process in the name of a device, which has at most 15 bytes.
 const DEVICE_PREFIX: &str = "hb";

@@ -8,6 +8,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::carrier::Carrier;
+use super::flood::Floods;
 use super::load::{Direction, Family, Load, Server};
 use super::middle::Way;
 use super::network::{self, Ground, Network};
@@ -27,6 +28,9 @@ pub(crate) struct Arguments {
     /// Length of each measurement in seconds
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=3600))]
     seconds: u32,
+    /// Also send so many initiations a second to the relay that are none, with the addresses of others; 0: none
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    flood: u32,
     /// Measure the release builds
     #[arg(long)]
     release: bool,
@@ -62,16 +66,18 @@ pub(crate) fn measure(workspace: &Workspace, arguments: &Arguments) -> Result<()
     let Some(engine) = Carrier::MeshWg.prepare(workspace, arguments.release)? else { return Ok(()) };
     eprintln!("==> build the relay");
     let mut build = workspace.cargo();
-    build.args(["build", "--quiet", "--package", "meshd", "--example", "relay"]);
+    build.args(["build", "--quiet", "--package", "meshd", "--example", "relay", "--example", "flood"]);
     if arguments.release {
         build.arg("--release");
     }
     run(&mut build)?;
     let profile = if arguments.release { "release" } else { "debug" };
-    let program = workspace.target_dir().join(profile).join("examples/relay");
+    let examples = workspace.target_dir().join(profile).join("examples");
+    let (program, flood) = (examples.join("relay"), examples.join("flood"));
     let ground = Ground { mtu: 1500, cpus: None };
 
     let mut found = Found::new();
+    let mut floods = Floods::default();
     let mut ways = Way::ALL;
     for round in 1..=arguments.rounds {
         let mut sites = Vec::new();
@@ -90,13 +96,24 @@ pub(crate) fn measure(workspace: &Workspace, arguments: &Arguments) -> Result<()
                 values.into_iter().for_each(|(at, value)| samples[at].push(value));
             }
         }
+        if let Some(site) = sites.iter_mut().find(|site| site.way == Way::Relay && arguments.flood > 0) {
+            eprintln!("round {round} of {}: flood", arguments.rounds);
+            floods.measure(&mut site.network, &flood, arguments.flood, arguments.seconds)?;
+        }
         // Nobody shall always come after the same neighbour.
         ways.rotate_left(1);
     }
     if arguments.json {
-        println!("{:#}", as_json(&found, arguments));
+        let mut all = as_json(&found, arguments);
+        if let Some(all) = all.as_object_mut().filter(|_| arguments.flood > 0) {
+            all.extend(floods.as_json());
+        }
+        println!("{all:#}");
     } else {
         println!("{}", as_text(&found));
+        if arguments.flood > 0 {
+            println!("{}", floods.as_text());
+        }
     }
     Ok(())
 }
