@@ -371,7 +371,7 @@ impl Relay {
         let to = self.addressee(from, message, now)?;
         let index = index(message, 4)?;
         if let Ok(route) = self.routes.get(to, index, now) {
-            return self.routes.again((to, index), route, (from, true)).map(|()| to);
+            return self.routes.again((to, index), route, (from, true), now).map(|()| to);
         }
         let lane = self.lanes.get_mut(&from).ok_or(Dropped::Stranger)?;
         if !lane.initiations.take(1, self.limits.initiations, now) {
@@ -422,7 +422,7 @@ impl Relay {
         }
         match self.routes.get(to, sender, now) {
             Ok(_) if !asked.answered => return Err(Dropped::Collision),
-            Ok(route) => self.routes.again((to, sender), route, (from, false))?,
+            Ok(route) => self.routes.again((to, sender), route, (from, false), now)?,
             Err(_) => {
                 self.routes.answer(((from, receiver), asked), (to, sender), &self.limits, now)?;
                 self.remember(to, from);

@@ -26,6 +26,14 @@ pub(super) struct Route {
     until: Time,
 }
 
+impl Route {
+    /// Whether its handshake has only just been. A message that comes later may belong to another one, for which the same
+    /// index was drawn: its session would outlive the route, and the index could be somebody else's before it ends.
+    fn is_new(&self, now: Time) -> bool {
+        !self.answered || self.until > now + (ANSWERED_FOR - UNANSWERED_FOR)
+    }
+}
+
 /// Handshake messages are never sent again by their sender; the network may double them.
 const MOST_PASSED: u8 = 3;
 
@@ -67,8 +75,9 @@ impl Routes {
         key: Key,
         route: Route,
         (to, initiated): (LaneId, bool),
+        now: Time,
     ) -> Result<(), Dropped> {
-        if (route.to, route.initiated) != (to, initiated) {
+        if (route.to, route.initiated) != (to, initiated) || !route.is_new(now) {
             return Err(Dropped::Collision);
         }
         if route.passed >= MOST_PASSED {
@@ -87,6 +96,9 @@ impl Routes {
         limits: &Limits,
         now: Time,
     ) -> Result<(), Dropped> {
+        if !asked.is_new(now) {
+            return Err(Dropped::Collision);
+        }
         let end = now + ANSWERED_FOR;
         let (passed, until) = if asked.answered { (asked.passed + 1, asked.until) } else { (1, end) };
         if passed > MOST_PASSED {

@@ -16,7 +16,7 @@ type Fate = BTreeMap<Result<u8, Dropped>, u64>;
 /// with 1 now and then, and so do 3 and 4 with each other.
 fn endures(forged: impl Fn(u32) -> (u8, Vec<u8>)) -> Fate {
     let mut relay = relay(LIMITS, 4);
-    let mut honest = |relay: &mut Relay, from, to, index, now| {
+    let honest = |relay: &mut Relay, from, to, index, now| {
         assert_eq!(send(relay, from, &initiation(to, index), now), Ok(to), "{index}");
         assert_eq!(send(relay, to, &response(from, index + 1, index), now), Ok(from), "{index}");
         assert_eq!(send(relay, from, &data(index + 1), now), Ok(to), "{index}");
