@@ -90,7 +90,7 @@ fn nats_that_forget_everything_are_opened_again() {
             world.network.reboot_nats();
             // What was in use has ended everywhere.
             world.run(5 * SECOND);
-            let took = settle(&mut world, 60 * SECOND);
+            let took = settle(&mut world, 120 * SECOND);
             println!("seed {seed}: everybody on the best way again after {took:?}");
         }
         assert!(world.model.breaches.is_empty(), "{:?}", world.model.breaches);

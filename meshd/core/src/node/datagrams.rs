@@ -100,13 +100,11 @@ struct Contact {
     /// Which of its addresses are tried next.
     turn: u16,
     heard: Time,
-    /// When it was first heard from there, after it had been somewhere else.
-    moved: Option<Time>,
 }
 
 impl Default for Contact {
     fn default() -> Self {
-        Self { ip: Ipv6Addr::UNSPECIFIED, port: 0, turn: 0, heard: Time::ZERO, moved: None }
+        Self { ip: Ipv6Addr::UNSPECIFIED, port: 0, turn: 0, heard: Time::ZERO }
     }
 }
 
@@ -204,11 +202,6 @@ impl Datagrams {
         self.contacts.get(node)?.address()
     }
 
-    /// When a member's datagrams began to come from another address.
-    pub(super) fn moved(&self, node: &NodeId) -> Option<Time> {
-        self.contacts.get(node)?.moved
-    }
-
     /// When a datagram has come from a member itself last.
     pub(super) fn heard(&self, node: &NodeId) -> Option<Time> {
         self.contacts.get(node).filter(|contact| contact.port > 0).map(|contact| contact.heard)
@@ -275,10 +268,14 @@ impl Node {
         self.send_gossip(Some((sender, from)), if proved { usize::MAX } else { 1 });
         let mut passed_from = None;
         for part in parts {
-            match part {
-                Part::PassedFrom { address } => passed_from = Some(address),
-                Part::Passed { datagram } if proved => self.on_passed(sender, passed_from.take(), &datagram),
-                part => self.on_path_part(sender, Origin::Address(from, to), part, proved),
+            if let Part::PassedFrom { address } = part {
+                passed_from = Some(address);
+            } else if let Part::Passed { datagram } = &part {
+                if proved {
+                    self.on_passed(sender, passed_from.take(), datagram);
+                }
+            } else {
+                self.on_path_part(sender, Origin::Address(from, to), part, proved);
             }
         }
     }
@@ -293,13 +290,11 @@ impl Node {
         }
         let mut lane = None;
         for part in wire::read(&opened.payload).flatten() {
-            match part {
-                Part::LaneAt { address } => lane = Some(address),
-                Part::Probe { .. } | Part::ProbeAnswer { .. } => {
-                    self.on_path_part(sender, Origin::Relay(relay), part, proved);
-                }
+            if let Part::LaneAt { address } = part {
+                lane = Some(address);
+            } else if matches!(part, Part::Probe { .. } | Part::ProbeAnswer { .. }) {
                 // Nothing is handed on twice.
-                _ => {}
+                self.on_path_part(sender, Origin::Relay(relay), part, proved);
             }
         }
         if let Some(source) = source.filter(|_| proved) {
@@ -353,10 +348,10 @@ impl Node {
             tracing::debug!(peer = %sender.short(), %from, "datagrams come from here");
             contact.set_address(from);
             contact.heard = now;
-            contact.moved = address.map(|_| now);
             self.stale = true;
             self.path_reached(&sender);
             if address.is_some() {
+                self.peer_moved(sender);
                 self.relay_moved(&sender);
             }
         }

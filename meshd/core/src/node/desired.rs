@@ -260,7 +260,7 @@ impl Node {
             return (Some(relay), self.paths.is_forced(id));
         }
         let gossip = self.datagrams.address(id).map(|address| address.ip());
-        let heard = session.or(gossip);
+        let heard = gossip.or(session);
         let called = self.dialer.last_good(id).map(|address| address.ip());
         let address = heard.or(called).or_else(|| record.endpoints.first().copied());
         let endpoint = address.map(|ip| self.lane_at(id, record, lane, ip));

@@ -22,8 +22,17 @@ const WITNESSES: usize = 3;
 
 /// After it got other addresses, a host sends a keepalive to all, who follow it to where that comes from. WireGuard sends one when
 /// keepalives are switched on: so they are off for a moment, and on until the second of these is over.
-const KEEPALIVES_OFF: Duration = Duration::from_millis(100);
+const KEEPALIVES_OFF: Duration = Duration::from_millis(300);
 const KEEPALIVES_ON: Duration = Duration::from_secs(5);
+
+/// A session that was made before is over by then, and with it what WireGuard has learned (paper, section 6.1).
+const REMEMBERED: Duration = Duration::from_secs(240);
+
+/// Pause between two datagrams that open the NAT in front of this host for one lane.
+const OPENING_PAUSE: Duration = Duration::from_millis(250);
+
+/// Most paths, for some to be held open at all times.
+const HELD_OPEN: usize = 1024;
 
 /// What is known of NATs.
 #[derive(Debug, Default)]
@@ -33,6 +42,8 @@ pub(super) struct Nats {
     /// So do enough of them.
     behind_one: bool,
     mapped: BTreeMap<NodeId, Mapped>,
+    /// When datagrams of members began to come from another address, while that may be news to WireGuard.
+    peers_moved: BTreeMap<NodeId, Time>,
     /// When this host got other addresses, and what keepalives were when that was looked at last.
     host_moved: Option<Time>,
     were_on: Option<bool>,
@@ -45,6 +56,8 @@ struct Mapped {
     lane: Option<SocketAddr>,
     /// When the lane was seen there first.
     since: Time,
+    /// When the NAT in front of this host was last opened for it.
+    opened: Option<Time>,
 }
 
 impl Nats {
@@ -62,6 +75,7 @@ impl Nats {
     pub(super) fn retain(&mut self, keep: impl Fn(&NodeId) -> bool) {
         self.seen_elsewhere.retain(|id| keep(id));
         self.mapped.retain(|id, _| keep(id));
+        self.peers_moved.retain(|id, _| keep(id));
     }
 }
 
@@ -84,10 +98,12 @@ impl Node {
         self.nats.behind_one = behind_one;
     }
 
-    /// The host's addresses are told; `had_others` before.
-    pub(super) fn nats_host_changed(&mut self, had_others: bool) {
-        self.nats = Nats { host_moved: had_others.then_some(self.now), ..Nats::default() };
-        if had_others {
+    /// The host has other addresses; `lost` says that one which it had is gone.
+    pub(super) fn nats_host_changed(&mut self, lost: bool) {
+        self.nats.seen_elsewhere.clear();
+        self.nats.behind_one = false;
+        if lost {
+            self.nats.host_moved = Some(self.now);
             self.stale = true;
             self.register_everywhere();
         }
@@ -116,7 +132,12 @@ impl Node {
     pub(super) fn mapped_at(&mut self, peer: NodeId, control: SocketAddr, lane: Option<SocketAddr>) {
         let is_some_host = |address: &SocketAddr| {
             let ip = address.ip();
-            address.port() > 0 && !ip.is_unspecified() && !ip.is_multicast() && !self.is_own(address)
+            let is_local = match ip {
+                IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
+                IpAddr::V6(ip) => ip.is_unicast_link_local(),
+            };
+            let is_nobody = ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() || is_local;
+            address.port() > 0 && !is_nobody && !self.is_of_cluster(ip) && !self.is_own(address)
         };
         if !is_some_host(&control) {
             return;
@@ -125,12 +146,19 @@ impl Node {
         // A probe may come before the answer of the relay at which it registers.
         let lane = lane.filter(is_some_host).or(before.and_then(|before| before.lane));
         let since = before.filter(|before| before.lane == lane).map_or(self.now, |before| before.since);
-        let mapped = Mapped { control, lane, since };
+        let mapped = Mapped { control, lane, since, opened: before.and_then(|before| before.opened) };
         if before == Some(mapped) {
             return;
         }
         self.nats.mapped.insert(peer, mapped);
         self.look_at_path(&peer, Path::try_direct);
+    }
+
+    /// A member's datagrams come from another address than before.
+    pub(super) fn peer_moved(&mut self, peer: NodeId) {
+        let now = self.now;
+        self.nats.peers_moved.retain(|_, at| now.since(*at) < REMEMBERED);
+        self.nats.peers_moved.insert(peer, now);
     }
 
     /// Whether the address that a member speaks from is none of its own: there is a NAT in front of it.
@@ -144,7 +172,8 @@ impl Node {
     pub(super) fn opening_for(&self, peer: &NodeId) -> Opening {
         let is_kept = self.paths.get(peer).is_some_and(Path::is_kept);
         match (self.nats.behind_one, self.is_mapped(peer)) {
-            (true, true) => Opening::Always,
+            (true, true) if self.paths.count() <= HELD_OPEN => Opening::Always,
+            (true, true) => Opening::WhileBusy,
             (true, false) => Opening::WhileBusy,
             (false, _) if is_kept => Opening::WhileBusy,
             (false, _) => Opening::None,
@@ -169,7 +198,8 @@ impl Node {
     /// learned is out of date.
     pub(super) fn has_lane_moved(&self, peer: &NodeId) -> bool {
         let mapped = self.nats.mapped.get(peer).filter(|mapped| mapped.lane.is_some());
-        let since = mapped.map(|mapped| mapped.since).max(self.datagrams.moved(peer));
+        let moved = self.nats.peers_moved.get(peer).filter(|_| mapped.is_some() || !self.is_mapped(peer));
+        let since = mapped.map(|mapped| mapped.since).max(moved.copied());
         let path = self.paths.get(peer).filter(|path| path.way() == Way::Direct);
         since.zip(path).is_some_and(|(since, path)| path.is_silent_since(since, self.now))
     }
@@ -179,8 +209,13 @@ impl Node {
     pub(super) fn open_for_lane(&mut self, peer: NodeId) {
         let is_relayed = self.paths.get(&peer).is_some_and(|path| path.way() != Way::Direct);
         let is_wanted = is_relayed || self.has_lane_moved(&peer);
-        let to = self.nats.mapped.get(&peer).and_then(|mapped| mapped.lane);
-        let Some((to, lane)) = to.filter(|_| is_wanted).zip(self.config.lanes.first()) else { return };
+        let now = self.now;
+        let mapped = self.nats.mapped.get_mut(&peer).filter(|mapped| {
+            is_wanted && mapped.opened.is_none_or(|opened| now.since(opened) >= OPENING_PAUSE)
+        });
+        let Some((mapped, lane)) = mapped.zip(self.config.lanes.first()) else { return };
+        let Some(to) = mapped.lane else { return };
+        mapped.opened = Some(now);
         let port = lane.port;
         if let Some(bytes) = self.sealed(&peer, &[]) {
             self.emit(Output::LaneDatagram { port, to, bytes });

@@ -5,6 +5,8 @@
 //! stays and says so, but sets up nothing until the overlap is gone. Once the mesh is in force on the host, an
 //! overlap that appears is told and nothing is taken away: pods that talk would lose more than they can gain.
 
+use std::net::IpAddr;
+
 use ipnet::{IpNet, Ipv4Net};
 use mesh_keys::Genesis;
 
@@ -21,7 +23,8 @@ impl Node {
         let moved = known.is_none_or(|known| {
             (&known.addresses, known.underlay_mtu) != (&facts.addresses, facts.underlay_mtu)
         });
-        let had_others = known.is_some_and(|known| known.addresses != facts.addresses);
+        let lost =
+            known.is_some_and(|known| known.addresses.iter().any(|had| !facts.addresses.contains(had)));
         if known.is_none() {
             self.standing.was_here = facts.bridge;
             self.remember_route_mtus(&facts.route_mtus);
@@ -29,7 +32,7 @@ impl Node {
         self.host = Some(facts);
         if moved {
             self.dialer.reset_backoff();
-            self.nats_host_changed(had_others);
+            self.nats_host_changed(lost);
             self.mtus_host_changed();
         }
         self.refresh_record();
@@ -85,6 +88,12 @@ impl Node {
             }
         };
         Some(format!("{claims}: {advice}"))
+    }
+
+    /// Whether an address is of the cluster's own ranges: what is sent there goes through tunnels.
+    pub(super) fn is_of_cluster(&self, address: IpAddr) -> bool {
+        let ranges = self.view.as_ref().map(|view| ranges(view.genesis()));
+        ranges.is_some_and(|ranges| ranges.iter().any(|range| range.contains(&address)))
     }
 
     /// Ends the node: it cannot work on this host.

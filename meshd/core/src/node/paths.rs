@@ -34,6 +34,9 @@ const PASSED_OF_ALL: u32 = 8000;
 /// What the other end has chosen is changed by its word no sooner again.
 const FOLLOWED: Duration = Duration::from_millis(500);
 
+/// For so long after a path was chosen it is looked at whether WireGuard has another one.
+const JUST_CHOSEN: Duration = Duration::from_secs(5);
+
 /// The order of candidates is worked out anew after this time.
 const CANDIDATES: Duration = Duration::from_secs(1);
 
@@ -49,8 +52,14 @@ const ROUTINE: u32 = 50;
 const PROBES: u32 = 250;
 const PROBES_AT_ONCE: u32 = 1000;
 
-/// Pause of a probe that has to wait for others.
+/// Pause after which there are probes again when there were none, and the most that one waits where nothing is wrong: a
+/// random part of it, so that all have their turn.
 const WAIT: Duration = Duration::from_millis(100);
+const ROUTINE_WAIT: Duration = Duration::from_secs(1);
+
+/// Probes that are answered in a second: of one member, and of all.
+const ANSWERED_OF_ONE: u32 = 50;
+const ANSWERED_OF_ALL: u32 = 2000;
 
 /// Where a datagram has come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +91,9 @@ pub(super) struct Paths {
     passed: PerSecond<PASSED_OF_ONE, PASSED_OF_ALL>,
     routine: Allowance<ROUTINE, ROUTINE>,
     probes: Allowance<PROBES, PROBES_AT_ONCE>,
+    /// When there may be probes again.
+    wait: Option<Time>,
+    answered: PerSecond<ANSWERED_OF_ONE, ANSWERED_OF_ALL>,
     candidates: Option<(Time, Vec<NodeId>)>,
     /// How many more paths to members that were never reached there may be.
     unreached_room: usize,
@@ -90,6 +102,11 @@ pub(super) struct Paths {
 impl Paths {
     pub(super) fn get(&self, peer: &NodeId) -> Option<&Path> {
         self.all.get(peer)
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.all.len()
     }
 
     /// Whether an answer with this number shows that the member speaks now.
@@ -203,6 +220,7 @@ impl Node {
             path.observe(facts, now);
             let next = path.next(now);
             let left = path.left();
+            let young = now.since(path.reason().1) < JUST_CHOSEN;
             self.paths.due.set(peer, Some(next));
             let relay = left.and_then(|relay| self.datagrams.address(&relay));
             if relay.is_some() && relay == facts.endpoint && self.may_force(&peer) {
@@ -212,7 +230,11 @@ impl Node {
                 self.take_step(peer, Step::Forced);
             } else if !self.leads(&peer) && self.paths.relay_to(&peer).is_none() {
                 // WireGuard has followed the end that leads before that has said anything.
-                let relay = facts.endpoint.and_then(|endpoint| self.relay_at(&endpoint, &peer));
+                let is_news = young || before.is_none_or(|before| before.endpoint != facts.endpoint);
+                let endpoint = facts.endpoint.filter(|_| is_news);
+                let relay = endpoint.and_then(|endpoint| self.relay_at(&endpoint, &peer));
+                // Its own word is not enough: that address may be the other end's.
+                let relay = relay.filter(|relay| self.datagrams.address(relay) == endpoint);
                 self.found_relay(peer, relay);
             }
             return;
@@ -311,7 +333,18 @@ impl Node {
         if self.is_out() || self.gossip.is_none() {
             return;
         }
+        self.paths.wait = None;
         while let Some((_, peer)) = self.paths.due.first().filter(|(due, _)| *due <= now) {
+            if !self.paths.probes.has_one(now) {
+                self.paths.wait = Some(now + WAIT);
+                return;
+            }
+            let in_doubt = self.paths.get(&peer).is_some_and(|path| path.is_in_doubt(now));
+            if !in_doubt && !self.paths.routine.has_one(now) {
+                let wait = WAIT + ROUTINE_WAIT.mul_f64(f64::from(self.rng.next_u32()) / f64::from(u32::MAX));
+                self.paths.due.set(peer, Some(now + wait));
+                continue;
+            }
             let wants = self.paths.get(&peer).is_some_and(|path| path.wants_candidates(now));
             let candidates = wants.then(|| self.relay_candidates(&peer));
             let is_reachable = self.is_reachable(&peer);
@@ -330,12 +363,6 @@ impl Node {
                 self.paths.due.set(peer, None);
                 continue;
             };
-            let urgent = path.searches(now);
-            let has_budget = self.paths.probes.has_one(now) && (urgent || self.paths.routine.has_one(now));
-            if !has_budget {
-                self.paths.due.set(peer, Some(now + WAIT));
-                continue;
-            }
             let (alarm, was_on_trial) = (path.alarms(now), path.is_on_trial());
             let acts = path.advance(candidates.as_deref(), &mut self.rng, now);
             // What is due at once again waits for the next moment.
@@ -345,7 +372,7 @@ impl Node {
             let count = acts.iter().filter(|act| matches!(act, Act::Probe { .. })).count();
             let count = u32::try_from(count).unwrap_or(u32::MAX);
             self.paths.probes.take(count);
-            if !urgent {
+            if !in_doubt {
                 self.paths.routine.take(count);
             }
             for act in acts {
@@ -358,7 +385,8 @@ impl Node {
     }
 
     pub(super) fn path_deadline(&self) -> Option<Time> {
-        self.paths.due.first().map(|(due, _)| due).filter(|_| !self.is_out() && self.gossip.is_some())
+        let due = self.paths.due.first().map(|(due, _)| due.max(self.paths.wait.unwrap_or(due)));
+        due.filter(|_| !self.is_out() && self.gossip.is_some())
     }
 
     /// The tunnel to a member takes another way from now on.
@@ -515,6 +543,9 @@ impl Node {
         proved: bool,
     ) {
         let now = self.now;
+        if !self.paths.answered.take(from, now) {
+            return;
+        }
         let (ready, seen) = match origin {
             Origin::Address(address, _) => (true, Some(address)),
             Origin::Relay(relay) => {

@@ -73,6 +73,12 @@ impl Leg {
         self.lost.is_some()
     }
 
+    /// The next probe is due now, or so long after the last one.
+    pub(super) fn hasten_after(&mut self, pause: Duration, now: Time) {
+        let last = self.under_way.back().map_or(now, |(_, sent)| now.max(*sent + pause));
+        self.due = self.due.min(last);
+    }
+
     /// A probe was sent. The next one is due after `pause` when it is answered, and after `impatience` when it is not.
     pub(super) fn sent(&mut self, number: u32, pause: Duration, impatience: Duration, now: Time) {
         if self.lost.is_some_and(|(since, _)| now.since(since) >= super::LOST) {

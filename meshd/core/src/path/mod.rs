@@ -197,6 +197,7 @@ struct Traffic {
 #[derive(Debug)]
 pub struct Path {
     leads: bool,
+    begun: Time,
     way: Way,
     why: Why,
     since: Time,
@@ -238,6 +239,7 @@ impl Path {
     pub fn new(leads: bool, heard: Option<Time>, unreached: bool, now: Time) -> Self {
         Self {
             leads,
+            begun: now,
             way: Way::Direct,
             why: Why::Default,
             since: now,
@@ -334,16 +336,23 @@ impl Path {
         self.opening = opening;
     }
 
-    /// Whether nothing has come through the tunnel since `at`, though something was sent.
+    /// Whether nothing has come through the tunnel since `at`, though something was sent. What was before the path was looked
+    /// at says nothing, if there is a session.
     pub fn is_silent_since(&self, at: Time, now: Time) -> bool {
-        let unanswered = self.traffic.unanswered.is_some_and(|since| now.since(since) >= LOST);
-        (unanswered || !self.traffic.has_session)
-            && self.traffic.received.is_none_or(|received| received < at)
+        let traffic = &self.traffic;
+        let unanswered = traffic.unanswered.is_some_and(|since| now.since(since) >= LOST);
+        (!traffic.has_session || (unanswered && at >= self.begun))
+            && traffic.received.is_none_or(|received| received < at)
+    }
+
+    /// Whether something is not answered that should be: what is to be done is not to wait.
+    pub fn is_in_doubt(&self, now: Time) -> bool {
+        self.direct.is_doubtful() || self.traffic.unanswered.is_some() || self.searches(now)
     }
 
     /// There is news of how to get to the other end directly.
     pub fn try_direct(&mut self, now: Time) {
-        self.direct.hasten(now);
+        self.direct.hasten_after(FAST_PACE, now);
     }
 
     /// Whether keepalives hold the direct way open.

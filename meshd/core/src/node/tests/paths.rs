@@ -354,3 +354,31 @@ fn who_falls_silent_is_left_alone_whatever_was_wrong_before() {
     assert!([0, 1].iter().all(|host| sim.node(*host).paths.get(&id(&sim, 1 - *host)).is_none()));
     sim.check();
 }
+
+#[test]
+fn a_datagram_full_of_probes_is_not_answered_by_as_many() {
+    let mut sim = cluster(240, 2);
+    meshed(&mut sim, 30 * SECOND);
+    let (ids, from) = ([id(&sim, 0), id(&sim, 1)], address(1));
+    let mut writer = Writer::default();
+    let probe = |number| Part::Probe { number, relay: None, alarm: false };
+    let count = (0..).take_while(|number| writer.push(&probe(*number))).count();
+    assert!(count > 100, "{count}");
+    let payload = writer.take();
+    let mut sealed = || {
+        let node = sim.hosts[1].node.as_mut().unwrap();
+        node.sealed(&ids[0], &payload).unwrap()
+    };
+    let datagrams: Vec<Vec<u8>> = (0..10).map(|_| sealed()).collect();
+    let now = sim.now;
+    let node = sim.hosts[0].node.as_mut().unwrap();
+    let mut answers = 0;
+    for bytes in datagrams {
+        node.handle(Input::Datagram { from, to: None, bytes }, now);
+        let outputs = std::iter::from_fn(|| Some(node.poll_output()));
+        let outputs = outputs.take_while(|output| !matches!(output, Output::Timeout(_)));
+        answers +=
+            outputs.filter(|output| matches!(output, Output::Datagram { to, .. } if *to == from)).count();
+    }
+    assert!((40..=60).contains(&answers), "{answers} answers to {} probes", 10 * count);
+}
