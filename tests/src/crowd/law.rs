@@ -140,7 +140,8 @@ impl Members {
     }
 }
 
-/// What is in force on a host: tunnels with what they carry, routes, addresses; as the system's own tools say.
+/// What is in force on a host: tunnels with what they carry, routes, addresses; as the system's own tools say. How long
+/// packets may be is left out: that is measured all the time, and starts anew when a member is seen at another address.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Law(BTreeSet<String>);
 
@@ -173,6 +174,9 @@ impl Law {
 /// The words of a line in alphabetical order: the ranges of a tunnel come in any.
 fn in_order(line: &str) -> String {
     let mut words: Vec<&str> = line.split_ascii_whitespace().collect();
+    if let Some(at) = words.iter().position(|word| *word == "mtu") {
+        words.drain(at..(at + 2).min(words.len()));
+    }
     words.sort_unstable();
     words.join(" ")
 }
