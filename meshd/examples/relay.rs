@@ -18,7 +18,6 @@ use mesh_sys::udp::{Destination, ReceiveBatch, SendBatch, Sockets};
 use meshd::datagrams::Datagrams;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use tokio::sync::mpsc;
 
 /// Lanes say that they are there three times in the time for which they are believed.
 const REGISTER_EVERY: Duration = Duration::from_secs(25);
@@ -43,8 +42,7 @@ fn relay(port: u16, lanes: &[String]) -> Result<()> {
     let started = Instant::now();
     let clock = move || Time::from_origin(started.elapsed());
     let datagrams = Datagrams::bind(port, clock())?;
-    let (node, _nobody) = mpsc::channel(1);
-    let _receiver = datagrams.receive(clock, node)?;
+    let _incoming = datagrams.receive(clock)?;
     let registering = datagrams.clone();
     std::thread::spawn(move || {
         for serial in 0.. {

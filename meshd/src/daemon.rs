@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use zeroize::Zeroizing;
 
 use crate::config::{Config, JoinAddress, SecretSource};
-use crate::datagrams::Datagrams;
+use crate::datagrams::{Datagrams, Incoming};
 use crate::dataplane;
 use crate::links::{LinkEvent, Links};
 use crate::marks::{Heartbeat, Starts};
@@ -107,7 +107,6 @@ pub async fn run(config: Config) -> Result<()> {
 
     let tls = TlsIdentity::new(&identity)?;
     let (inputs, input) = mpsc::channel::<Input>(QUEUE);
-    let (received, datagrams_received) = mpsc::channel::<Input>(QUEUE);
     let (link_events, links_happened) = mpsc::channel::<LinkEvent>(QUEUE);
     let (desired, desired_seen) = watch::channel(None);
 
@@ -120,7 +119,7 @@ pub async fn run(config: Config) -> Result<()> {
     };
     let mut plane = tokio::spawn(dataplane::run(plane, desired_seen, inputs.clone()));
     tokio::spawn(accept(control, tls.clone(), link_events.clone()));
-    let _receiver = datagrams.receive(clock, received).context("port: receiving datagrams")?;
+    let incoming = datagrams.receive(clock).context("port: receiving datagrams")?;
     let mut links = Links::new(tls, link_events, HANDSHAKE_LIMIT);
 
     let node_config = node::Config {
@@ -178,7 +177,7 @@ pub async fn run(config: Config) -> Result<()> {
     let mut looks = tokio::time::interval(LOOK_FOR_REMAINS);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
 
-    let mut inbox = Inbox { links: links_happened, input, called, datagrams: datagrams_received };
+    let mut inbox = Inbox { links: links_happened, input, called, datagrams: incoming };
     loop {
         // Also while more comes in than can be dealt with.
         if next <= clock() {
@@ -195,7 +194,7 @@ pub async fn run(config: Config) -> Result<()> {
             ended = &mut plane => {
                 return ended.context("the kernel task")?.context("the kernel task ended");
             }
-            arrived = inbox.next() => match arrived {
+            arrived = inbox.next(clock) => match arrived {
                 Arrived::Link(event) => {
                     if let Some(input) = links.happened(event) {
                         node.handle(input, clock());
@@ -236,7 +235,7 @@ struct Inbox {
     links: mpsc::Receiver<LinkEvent>,
     input: mpsc::Receiver<Input>,
     called: mpsc::Receiver<Call>,
-    datagrams: mpsc::Receiver<Input>,
+    datagrams: Incoming,
 }
 
 /// What is next.
@@ -251,12 +250,12 @@ enum Arrived {
 impl Inbox {
     /// Each side that has something gets its turn soon, however much the others have. Can be dropped and called again
     /// without losing anything.
-    async fn next(&mut self) -> Arrived {
+    async fn next(&mut self, clock: impl Fn() -> Time) -> Arrived {
         tokio::select! {
             Some(event) = self.links.recv() => Arrived::Link(event),
             Some(input) = self.input.recv() => Arrived::Input(input),
             Some(call) = self.called.recv() => Arrived::Call(call),
-            input = self.datagrams.recv() => input.map_or(Arrived::NoDatagrams, Arrived::Input),
+            input = self.datagrams.next(clock) => input.map_or(Arrived::NoDatagrams, Arrived::Input),
         }
     }
 }

@@ -33,6 +33,11 @@ const BATCH: usize = SLOTS * 65_536;
 /// Pause between two times at which the relay forgets what is over.
 const TIDY: Duration = Duration::from_secs(5);
 
+/// Datagrams that wait for the node, and for how long at most. Answers to older ones would come too late for whoever waits
+/// for them: a node that cannot keep up would be busy with what is over, and all that it says would be late too.
+const QUEUE: usize = 4096;
+const STALE: Duration = Duration::from_millis(500);
+
 /// Pause after a failure that would otherwise repeat at once.
 const RELIEF: Duration = Duration::from_millis(100);
 
@@ -58,6 +63,8 @@ pub struct Counters {
     dropped: [AtomicU64; Dropped::ALL.len()],
     /// Refused by the kernel.
     pub send_failed: AtomicU64,
+    /// For the node, which did not get to them in time.
+    pub stale: AtomicU64,
 }
 
 impl Counters {
@@ -68,9 +75,37 @@ impl Counters {
     }
 }
 
+/// The datagrams that are the node's.
+#[derive(Debug)]
+pub struct Incoming {
+    queue: mpsc::Receiver<(Time, Input)>,
+    port: Datagrams,
+    _thread: Option<Receiver>,
+}
+
+impl Incoming {
+    /// What a test puts into a queue.
+    #[cfg(test)]
+    pub(crate) fn of(queue: mpsc::Receiver<(Time, Input)>) -> Self {
+        Self { queue, port: Datagrams::bind(0, Time::ZERO).unwrap(), _thread: None }
+    }
+
+    /// The next one that has not waited for too long by `clock`; none when the thread that receives has failed. Can be
+    /// dropped and called again without losing anything.
+    pub async fn next(&mut self, clock: impl Fn() -> Time) -> Option<Input> {
+        loop {
+            let (received, input) = self.queue.recv().await?;
+            if clock().since(received) < STALE {
+                return Some(input);
+            }
+            self.port.counters().stale.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
 /// A thread that receives. It ends when this is dropped.
 #[derive(Debug)]
-pub struct Receiver {
+struct Receiver {
     stop: Arc<EventFd>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -116,16 +151,13 @@ impl Datagrams {
         &self.0.counters
     }
 
-    /// Begins to receive: what is passed on is passed on, everything else goes to `node`. When nobody keeps up there, the
-    /// newest are dropped, as the kernel would. `node` is closed when the thread has failed.
+    /// Begins to receive: what is passed on is passed on, everything else is the node's. When that does not keep up, datagrams
+    /// are dropped.
     ///
     /// # Errors
     /// Those of the kernel.
-    pub fn receive(
-        &self,
-        clock: impl Fn() -> Time + Send + 'static,
-        node: mpsc::Sender<Input>,
-    ) -> io::Result<Receiver> {
+    pub fn receive(&self, clock: impl Fn() -> Time + Send + 'static) -> io::Result<Incoming> {
+        let (node, queue) = mpsc::channel(QUEUE);
         let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
         let (port, stopped) = (self.clone(), Arc::clone(&stop));
         let thread = std::thread::Builder::new().name("datagrams".to_owned()).spawn(move || {
@@ -134,7 +166,8 @@ impl Datagrams {
                 tracing::error!(%error, "no datagrams are received any more");
             }
         })?;
-        Ok(Receiver { stop, thread: Some(thread) })
+        let thread = Some(Receiver { stop, thread: Some(thread) });
+        Ok(Incoming { queue, port: self.clone(), _thread: thread })
     }
 
     /// Sends a datagram, if that is possible at once.
@@ -151,7 +184,7 @@ impl Datagrams {
 
 struct Receiving<'a> {
     port: &'a Datagrams,
-    node: &'a mpsc::Sender<Input>,
+    node: &'a mpsc::Sender<(Time, Input)>,
     batch: SendBatch,
 }
 
@@ -209,7 +242,7 @@ impl Receiving<'_> {
                     if is_wireguard(datagram) {
                         self.pass_on(relay.get_or_insert_with(|| port.relay()), piece.from, datagram, now);
                     } else {
-                        self.hand_over(piece, datagram);
+                        self.hand_over(piece, datagram, now);
                     }
                 }
             }
@@ -240,15 +273,15 @@ impl Receiving<'_> {
         }
     }
 
-    fn hand_over(&self, piece: &Piece, datagram: &[u8]) {
+    fn hand_over(&self, piece: &Piece, datagram: &[u8], now: Time) {
         // Longer ones are nobody's.
         if datagram.len() > MAX_LONG_DATAGRAM {
             return;
         }
         let to = piece.to.map(|source| source.address);
         let input = Input::Datagram { from: piece.from, to, bytes: datagram.to_vec() };
-        if let Err(error) = self.node.try_send(input) {
-            tracing::trace!(%error, "datagram dropped");
+        if self.node.try_send((now, input)).is_err() {
+            self.port.counters().stale.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -281,37 +314,58 @@ mod tests {
         Datagrams::bind(0, Time::ZERO).unwrap()
     }
 
+    async fn next(incoming: &mut Incoming) -> Option<Input> {
+        incoming.next(|| Time::ZERO).await
+    }
+
     #[tokio::test]
     async fn both_families_come_and_go_and_what_is_too_long_does_not() {
         let here = bound();
-        let (inputs, mut input) = mpsc::channel(8);
-        let receiver = here.receive(|| Time::ZERO, inputs).unwrap();
+        let mut input = here.receive(|| Time::ZERO).unwrap();
         for family in ["127.0.0.1", "::1"] {
             let there = bound();
-            let (inputs, mut answers) = mpsc::channel(8);
-            let _receiver = there.receive(|| Time::ZERO, inputs).unwrap();
+            let mut answers = there.receive(|| Time::ZERO).unwrap();
             let from = SocketAddr::new(family.parse().unwrap(), there.port());
             let to = SocketAddr::new(from.ip(), here.port());
             there.send(to, &[7; MAX_LONG_DATAGRAM + 1]);
             there.send(to, &[9; MAX_LONG_DATAGRAM]);
-            let received = tokio::time::timeout(Duration::from_secs(5), input.recv()).await.unwrap();
+            let received = tokio::time::timeout(Duration::from_secs(5), next(&mut input)).await.unwrap();
             let Some(Input::Datagram { from: seen, to: Some(to), bytes }) = received else {
                 panic!("{received:?}")
             };
             assert_eq!((seen, to, bytes), (from, from.ip(), vec![9; MAX_LONG_DATAGRAM]));
             here.send(from, b"answer");
-            let answer = tokio::time::timeout(Duration::from_secs(5), answers.recv()).await.unwrap();
+            let answer = tokio::time::timeout(Duration::from_secs(5), next(&mut answers)).await.unwrap();
             assert!(matches!(answer, Some(Input::Datagram { bytes, .. }) if bytes == b"answer"));
         }
-        drop(receiver);
-        assert!(input.recv().await.is_none(), "the thread has ended");
+    }
+
+    #[tokio::test]
+    async fn what_has_waited_for_too_long_is_dropped_and_counted() {
+        let (here, there) = (bound(), bound());
+        let mut input = here.receive(|| Time::ZERO).unwrap();
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, here.port()));
+        there.send(to, b"first");
+        let late = tokio::time::timeout(Duration::from_millis(500), input.next(|| Time::ZERO + STALE)).await;
+        assert!(late.is_err(), "{late:?}");
+        there.send(to, b"second");
+        let received = tokio::time::timeout(Duration::from_secs(5), next(&mut input)).await.unwrap();
+        assert!(matches!(received, Some(Input::Datagram { bytes, .. }) if bytes == b"second"));
+        assert_eq!(here.counters().stale.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn the_thread_ends_with_what_it_receives_for() {
+        let here = bound();
+        let mut input = here.receive(|| Time::ZERO).unwrap();
+        input._thread = None;
+        assert!(next(&mut input).await.is_none());
     }
 
     #[tokio::test]
     async fn what_looks_like_wireguard_is_the_relays_and_never_the_nodes() {
         let here = bound();
-        let (inputs, mut input) = mpsc::channel(8);
-        let _receiver = here.receive(|| Time::ZERO, inputs).unwrap();
+        let mut input = here.receive(|| Time::ZERO).unwrap();
         let (known, stranger) = (bound(), bound());
         let at = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let endpoint = Endpoint { remote: at(known.port()), local: None };
@@ -321,7 +375,7 @@ mod tests {
         stranger.send(at(here.port()), &data);
         known.send(at(here.port()), &data);
         known.send(at(here.port()), b"gossip");
-        let received = tokio::time::timeout(Duration::from_secs(5), input.recv()).await.unwrap();
+        let received = tokio::time::timeout(Duration::from_secs(5), next(&mut input)).await.unwrap();
         assert!(
             matches!(received, Some(Input::Datagram { bytes, .. }) if bytes == b"gossip"),
             "and nothing before"
@@ -333,8 +387,7 @@ mod tests {
     #[tokio::test]
     async fn what_the_kernel_joins_is_told_apart() {
         let here = bound();
-        let (inputs, mut input) = mpsc::channel(8);
-        let _receiver = here.receive(|| Time::ZERO, inputs).unwrap();
+        let mut input = here.receive(|| Time::ZERO).unwrap();
         let there = bound();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, here.port()));
         let mut data = [0; 64];
@@ -346,7 +399,7 @@ mod tests {
             batch.commit(&Destination { address, source: None }, datagram.len());
         }
         assert_eq!(batch.send(&there.0.sockets).sent, 3);
-        let received = tokio::time::timeout(Duration::from_secs(5), input.recv()).await.unwrap();
+        let received = tokio::time::timeout(Duration::from_secs(5), next(&mut input)).await.unwrap();
         assert!(matches!(received, Some(Input::Datagram { bytes, .. }) if bytes == b"gossip"));
         assert_eq!(here.counters().dropped(Dropped::Stranger), 2);
     }

@@ -232,6 +232,11 @@ fn add_relay(registry: &mut Registry, datagrams: &Datagrams) {
         "WireGuard datagrams for others that the kernel refused to send",
         counters.send_failed.load(Ordering::Relaxed),
     );
+    count(
+        "control_stale_datagrams",
+        "Datagrams of the control plane that were dropped because this node did not get to them in time",
+        counters.stale.load(Ordering::Relaxed),
+    );
     let dropped = Family::<DropLabels, Counter>::default();
     for reason in Dropped::ALL {
         dropped.get_or_create(&DropLabels { reason: reason.name() }).inc_by(counters.dropped(reason));

@@ -17,14 +17,15 @@ async fn each_side_gets_its_turn_however_much_the_others_have() {
     for _ in 0..EACH {
         links_in.try_send(LinkEvent::DialFailed(target, String::new())).unwrap();
         inputs.try_send(Input::Seeds(Vec::new())).unwrap();
-        received.try_send(Input::Datagram { from: target, to: None, bytes: Vec::new() }).unwrap();
+        let datagram = Input::Datagram { from: target, to: None, bytes: Vec::new() };
+        received.try_send((Time::ZERO, datagram)).unwrap();
     }
     let (answer, _answered) = oneshot::channel::<Result<Response, ApiError>>();
     calls.try_send(Call { request: node::Request::Ready, answer }).unwrap();
-    let mut inbox = Inbox { links, input, called, datagrams };
+    let mut inbox = Inbox { links, input, called, datagrams: Incoming::of(datagrams) };
     let mut before = (0, 0, 0);
     loop {
-        match inbox.next().await {
+        match inbox.next(|| Time::ZERO).await {
             Arrived::Link(_) => before.0 += 1,
             Arrived::Input(Input::Seeds(_)) => before.1 += 1,
             Arrived::Input(_) => before.2 += 1,
@@ -36,7 +37,7 @@ async fn each_side_gets_its_turn_however_much_the_others_have() {
     assert!(before.0 + before.1 + before.2 < 100, "{before:?} came before a request");
     let mut seen = [0, 0, 0];
     for _ in 0..200 {
-        match inbox.next().await {
+        match inbox.next(|| Time::ZERO).await {
             Arrived::Link(_) => seen[0] += 1,
             Arrived::Input(Input::Seeds(_)) => seen[1] += 1,
             Arrived::Input(_) => seen[2] += 1,
@@ -45,7 +46,7 @@ async fn each_side_gets_its_turn_however_much_the_others_have() {
     }
     assert!(seen.iter().all(|turns| *turns > 20), "{seen:?}");
     drop((received, links_in, inputs, calls));
-    let end = async { while !matches!(inbox.next().await, Arrived::NoDatagrams) {} };
+    let end = async { while !matches!(inbox.next(|| Time::ZERO).await, Arrived::NoDatagrams) {} };
     tokio::time::timeout(Duration::from_secs(5), end)
         .await
         .expect("it is noticed that no datagrams come any more");

@@ -14,8 +14,7 @@ use mesh_keys::rand_core::OsRng;
 use mesh_keys::{Psk, WgPublic, WgSecret};
 use mesh_sys::rtnl::AddressSpec;
 use mesh_sys::uapi::{AllowedIpChange, BlockingClient, PublicKey, SecretKey, SetDevice, SetPeer};
-use meshd::datagrams::{Datagrams, Receiver};
-use tokio::sync::mpsc;
+use meshd::datagrams::{Datagrams, Incoming};
 
 use crate::ns::{Ns, veth};
 
@@ -50,9 +49,8 @@ pub(crate) struct Site {
     pub(crate) between: Ns,
     pub(crate) relay: Datagrams,
     /// What the relay has for the node.
-    pub(crate) node: mpsc::Receiver<Input>,
+    pub(crate) node: Incoming,
     started: Instant,
-    _receiver: Receiver,
 }
 
 /// Underlay address of an end, or of the relay on the wire to it, by family.
@@ -81,9 +79,8 @@ impl Site {
         let between = Ns::new("between");
         let started = Instant::now();
         let relay = between.netns.run(|| Datagrams::bind(RELAY_PORT, Time::ZERO).unwrap()).unwrap();
-        let (to_node, node) = mpsc::channel(1024);
         let clock = move || Time::from_origin(started.elapsed());
-        let receiver = relay.receive(clock, to_node).unwrap();
+        let node = relay.receive(clock).unwrap();
         let secrets = [(); 2].map(|()| WgSecret::generate(&mut OsRng));
         let psk = Psk::random(&mut OsRng);
         let mut number = 0;
@@ -103,11 +100,19 @@ impl Site {
             end.configure(own, &secrets[1 - index].public(), &psk, outer(number, 1, families[index]));
             end
         });
-        Self { ends, between, relay, node, started, _receiver: receiver }
+        Self { ends, between, relay, node, started }
     }
 
     pub(crate) fn now(&self) -> Time {
         Time::from_origin(self.started.elapsed())
+    }
+
+    /// What comes for the node of the relay's host within a tenth of a second.
+    pub(crate) fn for_the_node(&mut self) -> Option<Input> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let next = self.node.next(|| Time::ZERO);
+        runtime
+            .block_on(async { tokio::time::timeout(Duration::from_millis(100), next).await.ok().flatten() })
     }
 
     /// Where the relay sees an end.

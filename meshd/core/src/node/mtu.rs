@@ -23,6 +23,7 @@ use super::paths::Deadlines;
 use super::{MIN_TICK, Node, Output, TunnelFacts};
 use crate::api::MtuStatus;
 use crate::gossip::wire::{Part, Writer, measure};
+use crate::path::LOST;
 use crate::path::mtu::{BASE, PathMtu, Probe};
 use crate::time::Time;
 
@@ -44,6 +45,9 @@ const REMEMBERED: usize = 3;
 
 /// WireGuard pads to a multiple of this, but for packets as long as its device allows (paper, section 5.4.6).
 const PADDING: u32 = 16;
+
+/// Pause before a way is looked at again by which nothing comes.
+const SILENT: Duration = Duration::from_secs(2);
 
 /// The kernel is not told the same again sooner than this.
 const NARROWED: Duration = Duration::from_secs(5);
@@ -260,6 +264,11 @@ impl Node {
                 return;
             }
             let relayed = self.paths.relay_to(&peer).is_some();
+            if !relayed && self.is_silent(&peer) {
+                // How long the packets may be of a way that nothing comes by, nobody can say.
+                self.mtus.due.set(peer, Some(now + SILENT));
+                continue;
+            }
             let rtt = self.gossip.as_ref().and_then(|gossip| gossip.acquaintance(&peer)?.0);
             let rtt = rtt.map(|rtt| Duration::from_micros(rtt.into()));
             let Some(way) = self.mtus.of.get_mut(&peer).filter(|_| !relayed) else {
@@ -278,6 +287,12 @@ impl Node {
                 self.send_measure(peer, to, probe);
             }
         }
+    }
+
+    /// Whether a member answers nothing that is sent to it directly.
+    fn is_silent(&self, peer: &NodeId) -> bool {
+        let path = self.paths.get(peer);
+        !self.is_reachable(peer) || path.is_some_and(|path| path.direct().lost_for(self.now) >= LOST)
     }
 
     pub(super) fn mtu_deadline(&self) -> Option<Time> {

@@ -511,6 +511,9 @@ impl Node {
                     Origin::Address(..) => Way::Direct,
                     Origin::Relay(relay) => Way::Relay(relay),
                 };
+                if let Some(relay) = way.relay() {
+                    self.want_registration(relay, false);
+                }
                 let ready = ready && way.relay().is_none_or(|relay| self.is_registered_at(&relay));
                 let now = self.now;
                 if let Some(path) = self.paths.all.get_mut(&from)
@@ -578,6 +581,9 @@ impl Node {
         }
         if self.leads(&from) {
             return;
+        }
+        if let Some(path) = self.paths.all.get_mut(&from) {
+            path.led(now);
         }
         let is_member = |relay: &NodeId| {
             *relay != from && self.gossip.as_ref().is_some_and(|gossip| gossip.is_member(relay))

@@ -122,7 +122,7 @@ impl Leg {
     }
 
     /// Since when probes have been unanswered, when several were.
-    pub(super) fn lost_for(&self, now: Time) -> Duration {
+    pub fn lost_for(&self, now: Time) -> Duration {
         self.lost
             .filter(|(_, count)| *count >= UNANSWERED)
             .map_or(Duration::ZERO, |(since, _)| now.since(since))

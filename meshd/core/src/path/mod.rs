@@ -206,6 +206,8 @@ pub struct Path {
     relays: BTreeMap<NodeId, Leg>,
     /// The other end has asked for attention.
     alarmed: Option<Time>,
+    /// The end that leads has sent a probe by any way: it does what there is to do.
+    led: Option<Time>,
     /// The other end does not get in here but by a way that this one holds open.
     kept: bool,
     opening: Opening,
@@ -247,6 +249,7 @@ impl Path {
             direct: Leg::heard(heard, now),
             relays: BTreeMap::new(),
             alarmed: None,
+            led: None,
             kept: false,
             opening: Opening::None,
             unreached,
@@ -369,6 +372,16 @@ impl Path {
         }
     }
 
+    /// The other end, which leads, has sent a probe.
+    pub fn led(&mut self, now: Time) {
+        self.led = Some(now);
+    }
+
+    /// Whether it did so a moment ago: what it looks for, this end finds by that.
+    fn is_led(&self, now: Time) -> bool {
+        self.led.is_some_and(|at| now.since(at) < LOST)
+    }
+
     /// The member has answered by itself in some other way.
     pub fn reached(&mut self) {
         self.unreached = false;
@@ -455,14 +468,14 @@ impl Path {
 
     /// Whether [`Path::advance`] needs candidates.
     pub fn wants_candidates(&self, now: Time) -> bool {
-        self.searches(now) && self.next_round <= now
+        self.searches(now) && !self.is_led(now) && self.next_round <= now
     }
 
     /// Does what is due. `candidates` are members that might relay, those that are tried first in front, if they are
     /// [wanted](Path::wants_candidates).
     pub fn advance(&mut self, candidates: Option<&[NodeId]>, rng: &mut impl RngCore, now: Time) -> Vec<Act> {
         let mut acts = Vec::new();
-        let (dead, searching) = (self.death(now), self.searches(now));
+        let (dead, searching) = (self.death(now), self.searches(now) && !self.is_led(now));
         if !searching {
             self.rounds = 0;
             self.next_round = now;
@@ -547,6 +560,16 @@ impl Path {
             Way::Direct => Some(&self.direct),
             Way::Relay(relay) => self.relays.get(&relay),
         };
+        let comes = self.traffic.received.is_some_and(|at| now.since(at) < LOST);
+        if self.way == Way::Direct
+            && comes
+            && self.traffic.has_session
+            && self.traffic.unanswered.is_none()
+            && !self.is_alarmed(now)
+        {
+            // It carries the tunnel: where all are busy answers come late, and searching would make that worse.
+            return false;
+        }
         let unanswered = self.traffic.unanswered.is_some_and(|at| now.since(at) >= FAST_PACE);
         leg.is_none_or(|leg| leg.lost_for(now) >= FAST_PACE * 2)
             || (unanswered && !self.traffic.has_session)
