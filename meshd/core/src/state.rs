@@ -114,7 +114,7 @@ pub struct Stored {
     /// The leases.
     pub leases: StoredLeases,
     /// The pre-shared keys.
-    pub keys: BTreeMap<NodeId, StoredKey>,
+    pub keys: BTreeMap<NodeId, Vec<StoredKey>>,
     /// The keys of the group.
     pub group: StoredGroup,
 }
@@ -251,13 +251,11 @@ impl Stored {
                 StateFile::Leases => stored.leases = open_leases(bytes)?,
                 StateFile::Keys => {
                     let keys: Vec<DiskKey> = open(*file, bytes)?;
-                    stored.keys = keys
-                        .into_iter()
-                        .map(|key| {
-                            let psk = Psk::from_secret(key.psk);
-                            (key.node, StoredKey { psk, keys: key.keys, confirmed: key.confirmed })
-                        })
-                        .collect();
+                    for key in keys {
+                        let psk = Psk::from_secret(key.psk);
+                        let stored = stored.keys.entry(key.node).or_default();
+                        stored.push(StoredKey { psk, keys: key.keys, confirmed: key.confirmed });
+                    }
                 }
             }
         }
@@ -309,9 +307,10 @@ pub fn encode_leases(leases: &StoredLeases) -> Vec<u8> {
 }
 
 /// The contents of [`StateFile::Keys`].
-pub fn encode_keys(keys: &BTreeMap<NodeId, StoredKey>) -> Vec<u8> {
+pub fn encode_keys(keys: &BTreeMap<NodeId, Vec<StoredKey>>) -> Vec<u8> {
     let keys: Vec<DiskKey> = keys
         .iter()
+        .flat_map(|(node, keys)| keys.iter().map(move |key| (node, key)))
         .map(|(node, key)| DiskKey {
             node: *node,
             psk: Secret32::from_bytes(*key.psk.expose()),

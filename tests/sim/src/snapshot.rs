@@ -107,8 +107,8 @@ impl World {
     }
 
     /// Keys for the tunnels between all and those `linked`, which both ends have installed.
-    fn common_keys(&mut self, linked: &[usize]) -> BTreeMap<usize, BTreeMap<NodeId, StoredKey>> {
-        let mut keys: BTreeMap<usize, BTreeMap<NodeId, StoredKey>> = BTreeMap::new();
+    fn common_keys(&mut self, linked: &[usize]) -> BTreeMap<usize, BTreeMap<NodeId, Vec<StoredKey>>> {
+        let mut keys: BTreeMap<usize, BTreeMap<NodeId, Vec<StoredKey>>> = BTreeMap::new();
         for a in 0..self.hosts.len() {
             for b in linked.iter().copied().filter(|b| *b != a) {
                 let psk = Psk::random(self.dice.rng());
@@ -116,7 +116,7 @@ impl World {
                     let lane = |host: usize| self.hosts[host].disk.lane_key;
                     let key =
                         StoredKey { psk: psk.clone(), keys: (lane(here), lane(there)), confirmed: true };
-                    keys.entry(here).or_default().insert(self.hosts[there].id(), key);
+                    keys.entry(here).or_default().entry(self.hosts[there].id()).or_default().push(key);
                 }
             }
         }

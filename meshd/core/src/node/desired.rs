@@ -196,8 +196,8 @@ impl Node {
             // Who is out has no peers: they do not know it any more.
             for (id, pair) in self.pairs.iter().filter(|(id, _)| **id != self.id && !self.is_out()) {
                 let Some(record) = view.record(id) else { continue };
-                let Some(theirs) = record.lanes.first().filter(|theirs| owners.get(&theirs.key) == Some(id))
-                else {
+                let mut theirs = record.lanes.iter().filter(|theirs| theirs.index == config.index);
+                let Some(theirs) = theirs.find(|theirs| owners.get(&theirs.key) == Some(id)) else {
                     continue;
                 };
                 let Some((psk, confirmed)) = pair.key_for((config.key, theirs.key)) else { continue };
@@ -236,11 +236,12 @@ impl Node {
     fn owners_of_tunnel_keys(&self) -> BTreeMap<WgPublic, NodeId> {
         let mut owners: BTreeMap<WgPublic, (NodeId, bool)> = BTreeMap::new();
         for (id, pair) in self.pairs.iter() {
-            let Some(keys) = self.tunnel_keys(id) else { continue };
-            let Some((_, confirmed)) = pair.key_for(keys) else { continue };
-            let owner = owners.entry(keys.1).or_insert((*id, confirmed));
-            if confirmed && !owner.1 {
-                *owner = (*id, true);
+            for (_, keys) in self.tunnel_keys(id) {
+                let Some((_, confirmed)) = pair.key_for(keys) else { continue };
+                let owner = owners.entry(keys.1).or_insert((*id, confirmed));
+                if confirmed && !owner.1 {
+                    *owner = (*id, true);
+                }
             }
         }
         owners.into_iter().map(|(key, (id, _))| (key, id)).collect()

@@ -642,7 +642,7 @@ impl Node {
             carrier: carry::Carrier::default(),
             join: join::Join::default(),
             tries: tries::Watch::default(),
-            pairs: psk::Pairs::restore(stored.keys),
+            pairs: psk::Pairs::restore(stored.keys, &config.lanes),
             paths: paths::Paths::default(),
             nats: nat::Nats::default(),
             mtus: mtu::Mtus::default(),

@@ -1,7 +1,10 @@
-//! Agreeing with each member on the pre-shared key of the tunnel between the two, and on when it may carry
+//! Agreeing with each member on the pre-shared keys of the tunnels between the two, and on when they may carry
 //! traffic.
 //!
-//! The node with the lower id, C, leads; F follows. Both keep the key on disk. Each agreement has a number, drawn by C.
+//! Each lane of this node and the member's lane with the same number have a tunnel, as far as both have one: so on no
+//! device a member's ranges have two owners. Each tunnel has a key of its own, agreed by itself.
+//!
+//! The node with the lower id, C, leads; F follows. Both keep the keys on disk. Each agreement has a number, drawn by C.
 //!
 //! ```text
 //! C → F  Probe(number, check)     does F hold the same key as C?
@@ -26,7 +29,7 @@
 //! When a key is replaced, sessions of the tunnel live on through the moment in which the ends differ; whatever
 //! is lost on the way, the next probe finds it. A tunnel that was confirmed keeps its routes meanwhile.
 //!
-//! A pair is *settled* when the key is confirmed and has been compared since both ends last started. Until then the
+//! A pair is *settled* when all its keys are confirmed and have been compared since both ends last started. Until then the
 //! two call each other; then the control session between them may end.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,7 +38,7 @@ use std::time::Duration;
 use mesh_keys::{NodeId, PairEnd, Psk, PskCheck, PskStep, WgPublic, pair_psk, psk_check};
 use rand_core::RngCore;
 
-use super::{Node, SessionId};
+use super::{LaneConfig, Node, SessionId};
 use crate::message::Message;
 use crate::state::{StateFile, StoredKey};
 use crate::time::Time;
@@ -58,14 +61,21 @@ const RETRY_LOST: Duration = Duration::from_millis(100);
 /// Next try when too many calls are under way; longer when many wait for that.
 const CALLS_BUSY: Duration = Duration::from_millis(100);
 
-/// The tunnel between this node and another one.
+/// The tunnels between this node and another one.
 #[derive(Debug, Default)]
 pub(super) struct Pair {
+    /// In the order of this node's lanes.
+    lanes: Vec<LanePair>,
+    /// When the next step towards settling it is due; also in [`Pairs::due`].
+    next: Option<Time>,
+}
+
+/// The tunnel between a lane of this node and one of another.
+#[derive(Debug, Default)]
+struct LanePair {
     agreed: Option<StoredKey>,
     /// Start of the peer with which the key was last compared or agreed, by this start of ours.
     compared: Option<u64>,
-    /// When the next step towards settling it is due; also in [`Pairs::due`].
-    next: Option<Time>,
     /// The agreement that this node leads at present.
     round: Option<Round>,
     /// The agreement of which the key is installed here, and not yet at the leader.
@@ -88,13 +98,30 @@ struct Round {
 pub(super) struct Pairs {
     all: BTreeMap<NodeId, Pair>,
     due: BTreeSet<(Time, NodeId)>,
-    /// To be said to a peer once the kernel has a revision.
-    when_applied: BTreeMap<NodeId, (u64, SessionId, Message)>,
+    /// To be said to a peer about one of its lanes once the kernel has a revision.
+    when_applied: BTreeMap<(NodeId, usize), (u64, SessionId, Message)>,
 }
 
 impl Pair {
     /// The key to install for a peer with these tunnel keys, and whether routes may lead there.
     pub(super) fn key_for(&self, keys: (WgPublic, WgPublic)) -> Option<(&Psk, bool)> {
+        self.lanes.iter().find_map(|lane| lane.key_for(keys))
+    }
+
+    fn lane(&mut self, at: usize) -> &mut LanePair {
+        if self.lanes.len() <= at {
+            self.lanes.resize_with(at + 1, LanePair::default);
+        }
+        &mut self.lanes[at]
+    }
+
+    fn is_to_be_compared(&mut self) {
+        self.lanes.iter_mut().for_each(|lane| lane.compared = None);
+    }
+}
+
+impl LanePair {
+    fn key_for(&self, keys: (WgPublic, WgPublic)) -> Option<(&Psk, bool)> {
         self.agreed
             .as_ref()
             .filter(|agreed| agreed.keys == keys)
@@ -103,13 +130,23 @@ impl Pair {
 }
 
 impl Pairs {
-    pub(super) fn restore(stored: BTreeMap<NodeId, StoredKey>) -> Self {
-        let pair = |key| Pair { agreed: Some(key), ..Pair::default() };
-        Self { all: stored.into_iter().map(|(id, key)| (id, pair(key))).collect(), ..Self::default() }
+    /// Those that were on disk, as far as `lanes` are still this node's.
+    pub(super) fn restore(stored: BTreeMap<NodeId, Vec<StoredKey>>, lanes: &[LaneConfig]) -> Self {
+        let mut pairs = Self::default();
+        for (id, keys) in stored {
+            let pair = pairs.all.entry(id).or_default();
+            for key in keys {
+                if let Some(at) = lanes.iter().position(|lane| lane.key == key.keys.0) {
+                    pair.lane(at).agreed = Some(key);
+                }
+            }
+        }
+        pairs
     }
 
-    pub(super) fn stored(&self) -> BTreeMap<NodeId, StoredKey> {
-        self.all.iter().filter_map(|(id, pair)| Some((*id, pair.agreed.clone()?))).collect()
+    pub(super) fn stored(&self) -> BTreeMap<NodeId, Vec<StoredKey>> {
+        let keys = |pair: &Pair| pair.lanes.iter().filter_map(|lane| lane.agreed.clone()).collect::<Vec<_>>();
+        self.all.iter().map(|(id, pair)| (*id, keys(pair))).filter(|(_, keys)| !keys.is_empty()).collect()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&NodeId, &Pair)> {
@@ -125,7 +162,7 @@ impl Pairs {
         let before = self.all.len();
         self.all.retain(|id, _| keep(id));
         self.due.retain(|(_, id)| keep(id));
-        self.when_applied.retain(|id, _| keep(id));
+        self.when_applied.retain(|(id, _), _| keep(id));
         self.all.len() < before
     }
 
@@ -141,24 +178,42 @@ impl Pairs {
 }
 
 impl Node {
-    /// The tunnel keys of this node and a member: ours first.
-    pub(super) fn tunnel_keys(&self, peer: &NodeId) -> Option<(WgPublic, WgPublic)> {
-        let ours = self.config.lanes.first()?.key;
-        let theirs = self.view.as_ref()?.record(peer)?.lanes.first()?.key;
-        Some((ours, theirs))
+    /// The keys of the tunnels between this node and a member: ours first, with the place of our lane among all of ours.
+    pub(super) fn tunnel_keys(
+        &self,
+        peer: &NodeId,
+    ) -> impl Iterator<Item = (usize, (WgPublic, WgPublic))> + '_ {
+        let record = self.view.as_ref().and_then(|view| view.record(peer));
+        self.config.lanes.iter().enumerate().filter_map(move |(at, ours)| {
+            let theirs = record?.lanes.iter().find(|theirs| theirs.index == ours.index)?;
+            Some((at, (ours.key, theirs.key)))
+        })
+    }
+
+    /// The place of the lane of ours between which and the member's there is a tunnel with these keys.
+    fn lane_with(&self, peer: &NodeId, keys: (WgPublic, WgPublic)) -> Option<usize> {
+        self.tunnel_keys(peer).find(|(_, these)| *these == keys).map(|(at, _)| at)
+    }
+
+    /// The keys of the tunnel of a lane of ours.
+    fn keys_at(&self, peer: &NodeId, at: usize) -> Option<(WgPublic, WgPublic)> {
+        self.tunnel_keys(peer).find(|(other, _)| *other == at).map(|(_, keys)| keys)
     }
 
     pub(super) fn leads(&self, peer: &NodeId) -> bool {
         self.id < *peer
     }
 
-    /// Whether nothing has to be said about the tunnel with a member.
+    /// Whether nothing has to be said about the tunnels with a member.
     pub(super) fn is_settled(&self, peer: &NodeId) -> bool {
-        let Some(keys) = self.tunnel_keys(peer) else { return true };
+        self.tunnel_keys(peer).all(|(at, keys)| self.is_lane_settled(peer, at, keys))
+    }
+
+    fn is_lane_settled(&self, peer: &NodeId, at: usize, keys: (WgPublic, WgPublic)) -> bool {
         let generation =
             self.view.as_ref().and_then(|view| view.record(peer)).map(|record| record.generation);
-        self.pairs.get(peer).is_some_and(|pair| {
-            pair.compared == generation && pair.key_for(keys).is_some_and(|(_, confirmed)| confirmed)
+        self.pairs.get(peer).and_then(|pair| pair.lanes.get(at)).is_some_and(|lane| {
+            lane.compared == generation && lane.key_for(keys).is_some_and(|(_, confirmed)| confirmed)
         })
     }
 
@@ -168,7 +223,7 @@ impl Node {
         let connected = self.session_with(&peer).is_some();
         if connected && leads {
             // The other end may have called because it is not settled there.
-            self.pairs.all.entry(peer).or_default().compared = None;
+            self.pairs.all.entry(peer).or_default().is_to_be_compared();
         }
         let settled = self.is_settled(&peer);
         // Whoever leads speaks at once; without a session both try to have one.
@@ -231,10 +286,17 @@ impl Node {
 
     fn probe(&mut self, peer: NodeId) {
         let Some(session) = self.session_with(&peer) else { return };
-        let (Some(keys), Some(binding)) = (self.tunnel_keys(&peer), self.binding(session)) else { return };
+        let open = self.tunnel_keys(&peer).filter(|(at, keys)| !self.is_lane_settled(&peer, *at, *keys));
+        for (at, keys) in open.collect::<Vec<_>>() {
+            self.probe_lane(peer, session, at, keys);
+        }
+    }
+
+    fn probe_lane(&mut self, peer: NodeId, session: SessionId, at: usize, keys: (WgPublic, WgPublic)) {
+        let Some(binding) = self.binding(session) else { return };
         // Where the kernel is slow an offer is answered late. Another one would be another key: it would have to be
         // installed anew, and come later still.
-        let round = self.pairs.get(&peer).and_then(|pair| pair.round.as_ref());
+        let round = self.pairs.get(&peer).and_then(|pair| pair.lanes.get(at)?.round.as_ref());
         if let Some(round) = round.filter(|round| (round.session, round.keys) == (session, keys))
             && let Some(psk) = &round.offered
         {
@@ -243,10 +305,10 @@ impl Node {
             return self.send(session, &Message::PskOffer { keys, epoch, check });
         }
         let epoch = self.rng.next_u64();
-        let pair = self.pairs.all.entry(peer).or_default();
-        pair.round = Some(Round { session, epoch, keys, offered: None });
+        let lane = self.pairs.all.entry(peer).or_default().lane(at);
+        lane.round = Some(Round { session, epoch, keys, offered: None });
         let check =
-            pair.key_for(keys).map(|(psk, _)| psk_check(psk, &binding, &self.id, PskStep::Probe, epoch));
+            lane.key_for(keys).map(|(psk, _)| psk_check(psk, &binding, &self.id, PskStep::Probe, epoch));
         self.send(session, &Message::PskProbe { keys, epoch, check });
     }
 
@@ -272,7 +334,7 @@ impl Node {
         keys: (WgPublic, WgPublic),
         epoch: u64,
     ) -> Option<Psk> {
-        let lane = self.config.lanes.first().filter(|lane| lane.key == keys.0)?;
+        let lane = self.config.lanes.iter().find(|lane| lane.key == keys.0)?;
         let seed = &self.sessions.get(&session)?.secrets.psk_seed;
         let ours = PairEnd { node: self.id, wireguard: keys.0 };
         let theirs = PairEnd { node: peer, wireguard: keys.1 };
@@ -292,7 +354,7 @@ impl Node {
     /// Something is sent through the tunnel, and there are no handshakes: the keys are compared once more.
     pub(super) fn pair_fails(&mut self, peer: NodeId) {
         let Some(pair) = self.pairs.all.get_mut(&peer).filter(|pair| pair.next.is_none()) else { return };
-        pair.compared = None;
+        pair.is_to_be_compared();
         if self.session_with(&peer).is_some() {
             return self.pairs.set_next(peer, Some(self.now));
         }
@@ -327,15 +389,16 @@ impl Node {
         }
         let ours = (keys.1, keys.0);
         let Some(binding) = self.binding(session) else { return };
-        let held = (self.tunnel_keys(&peer) == Some(ours)).then(|| self.pairs.get(&peer)?.key_for(ours));
-        let answer = held.flatten().zip(check).and_then(|((psk, _), check)| {
+        let at = self.lane_with(&peer, ours);
+        let held = at.and_then(|at| self.pairs.get(&peer)?.lanes.get(at)?.key_for(ours));
+        let answer = held.zip(check).and_then(|((psk, _), check)| {
             let same = psk_check(psk, &binding, &peer, PskStep::Probe, epoch).matches(&check);
             same.then(|| psk_check(psk, &binding, &self.id, PskStep::Answer, epoch))
         });
-        let same = answer.is_some();
+        let same = at.filter(|_| answer.is_some());
         self.send(session, &Message::PskAnswer { epoch, check: answer });
-        if same {
-            self.confirm(peer);
+        if let Some(at) = same {
+            self.confirm(peer, at);
         }
     }
 
@@ -349,30 +412,31 @@ impl Node {
         if !self.leads(&peer) || self.session_with(&peer) != Some(session) {
             return;
         }
-        let (Some(keys), Some(binding)) = (self.tunnel_keys(&peer), self.binding(session)) else { return };
+        let Some(binding) = self.binding(session) else { return };
         let Some(pair) = self.pairs.get(&peer) else { return };
-        let asked = pair.round.as_ref().is_some_and(|round| {
-            round.offered.is_none() && (round.session, round.epoch, round.keys) == (session, epoch, keys)
+        let asked = self.tunnel_keys(&peer).find(|(at, keys)| {
+            pair.lanes.get(*at).and_then(|lane| lane.round.as_ref()).is_some_and(|round| {
+                round.offered.is_none() && (round.session, round.epoch, round.keys) == (session, epoch, *keys)
+            })
         });
-        if !asked {
+        let Some((at, keys)) = asked else {
             if check.is_none() && pair.next.is_none() {
-                self.pairs.all.entry(peer).or_default().compared = None;
+                self.pairs.all.entry(peer).or_default().is_to_be_compared();
                 self.pairs.set_next(peer, Some(self.now));
             }
             return;
-        }
-        let same = pair.key_for(keys).zip(check).is_some_and(|((psk, _), check)| {
-            psk_check(psk, &binding, &peer, PskStep::Answer, epoch).matches(&check)
-        });
+        };
+        let same = pair.lanes.get(at).and_then(|lane| lane.key_for(keys)).zip(check).is_some_and(
+            |((psk, _), check)| psk_check(psk, &binding, &peer, PskStep::Answer, epoch).matches(&check),
+        );
         let offered = if same { None } else { self.derive(session, peer, keys, epoch) };
         let offer = offered.as_ref().map(|psk| psk_check(psk, &binding, &self.id, PskStep::Offer, epoch));
-        if let Some(pair) = self.pairs.all.get_mut(&peer) {
-            pair.round = offered.map(|psk| Round { session, epoch, keys, offered: Some(psk) });
-        }
+        let lane = self.pairs.all.entry(peer).or_default().lane(at);
+        lane.round = offered.map(|psk| Round { session, epoch, keys, offered: Some(psk) });
         match offer {
             Some(check) => self.send(session, &Message::PskOffer { keys, epoch, check }),
-            None if same => self.confirm(peer),
-            None => self.doubt_key(peer, keys.1),
+            None if same => self.confirm(peer, at),
+            None => self.doubt_key(peer, at, keys.1),
         }
     }
 
@@ -390,98 +454,102 @@ impl Node {
             // that was made on the other one before, and comes later.
             return;
         }
-        if self.leads(&peer) || !self.is_established() || self.tunnel_keys(&peer) != Some(ours) {
+        let lane = self.lane_with(&peer, ours).filter(|_| !self.leads(&peer) && self.is_established());
+        let Some(at) = lane else {
             // Its record, or ours, has not arrived at the other end: it asks again.
             tracing::debug!(peer = %peer.short(), "an offer for other tunnel keys");
             return;
-        }
+        };
         let Some(binding) = self.binding(session) else { return };
         let psk = self.derive(session, peer, ours, epoch);
         let proved = psk.filter(|psk| psk_check(psk, &binding, &peer, PskStep::Offer, epoch).matches(&check));
-        let Some(psk) = proved else { return self.doubt_key(peer, ours.1) };
+        let Some(psk) = proved else { return self.doubt_key(peer, at, ours.1) };
         let check = psk_check(&psk, &binding, &self.id, PskStep::Staged, epoch);
-        self.adopt_key(peer, ours, psk, false);
-        if let Some(pair) = self.pairs.all.get_mut(&peer) {
-            pair.staged = Some((session, epoch));
-        }
-        self.say_when_applied(peer, session, Message::PskStaged { epoch, check });
+        self.adopt_key(peer, at, ours, psk, false);
+        self.pairs.all.entry(peer).or_default().lane(at).staged = Some((session, epoch));
+        self.say_when_applied((peer, at), session, Message::PskStaged { epoch, check });
     }
 
     pub(super) fn on_psk_staged(&mut self, session: SessionId, peer: NodeId, epoch: u64, check: PskCheck) {
-        let (Some(keys), Some(binding)) = (self.tunnel_keys(&peer), self.binding(session)) else { return };
-        let leads = self.leads(&peer);
+        let Some(binding) = self.binding(session).filter(|_| self.leads(&peer)) else { return };
         let Some(pair) = self.pairs.all.get_mut(&peer) else { return };
-        let offered = pair
-            .round
-            .take_if(|round| leads && (round.session, round.epoch, round.keys) == (session, epoch, keys));
-        let Some(psk) = offered.and_then(|round| round.offered) else { return };
+        let is_meant = |round: &Round| (round.session, round.epoch) == (session, epoch);
+        let mut lanes = pair.lanes.iter_mut().enumerate();
+        let offered = lanes.find_map(|(at, lane)| Some((at, lane.round.take_if(|round| is_meant(round))?)));
+        let Some((at, Round { keys, offered: Some(psk), .. })) = offered else { return };
+        if self.keys_at(&peer, at) != Some(keys) {
+            return;
+        }
         if !psk_check(&psk, &binding, &peer, PskStep::Staged, epoch).matches(&check) {
-            return self.doubt_key(peer, keys.1);
+            return self.doubt_key(peer, at, keys.1);
         }
         let check = psk_check(&psk, &binding, &self.id, PskStep::Commit, epoch);
-        self.adopt_key(peer, keys, psk, true);
+        self.adopt_key(peer, at, keys, psk, true);
         // It is settled once they have been compared: whether the commit arrives is not known.
         self.pairs.set_next(peer, Some(self.now + COMPARE_AFTER));
-        self.say_when_applied(peer, session, Message::PskCommit { epoch, check });
+        self.say_when_applied((peer, at), session, Message::PskCommit { epoch, check });
     }
 
     pub(super) fn on_psk_commit(&mut self, session: SessionId, peer: NodeId, epoch: u64, check: PskCheck) {
-        let (Some(keys), Some(binding)) = (self.tunnel_keys(&peer), self.binding(session)) else { return };
-        let Some(pair) = self.pairs.all.get_mut(&peer) else { return };
-        let proved = pair.staged == Some((session, epoch))
-            && pair.key_for(keys).is_some_and(|(psk, _)| {
+        let (Some(pair), Some(binding)) = (self.pairs.get(&peer), self.binding(session)) else { return };
+        let proved = self.tunnel_keys(&peer).find(|(at, keys)| {
+            let lane = pair.lanes.get(*at).filter(|lane| lane.staged == Some((session, epoch)));
+            lane.and_then(|lane| lane.key_for(*keys)).is_some_and(|(psk, _)| {
                 psk_check(psk, &binding, &peer, PskStep::Commit, epoch).matches(&check)
-            });
-        if !proved {
+            })
+        });
+        let Some((at, _)) = proved else {
             tracing::debug!(peer = %peer.short(), epoch, "a commit to nothing that is installed here");
             return;
-        }
-        pair.staged = None;
+        };
+        self.pairs.all.entry(peer).or_default().lane(at).staged = None;
         tracing::debug!(peer = %peer.short(), epoch, "pre-shared key committed");
-        self.confirm(peer);
+        self.confirm(peer, at);
     }
 
     /// This end has another key than the peer from now on, and nobody knows.
     #[cfg(test)]
     pub(super) fn lose_key(&mut self, peer: &NodeId) {
         let wrong = Psk::random(&mut self.rng);
-        if let Some(agreed) = self.pairs.all.get_mut(peer).and_then(|pair| pair.agreed.as_mut()) {
-            agreed.psk = wrong;
+        for lane in self.pairs.all.get_mut(peer).into_iter().flat_map(|pair| &mut pair.lanes) {
+            if let Some(agreed) = &mut lane.agreed {
+                agreed.psk = wrong.clone();
+            }
         }
         self.stale = true;
         self.dirty.insert(StateFile::Keys);
     }
 
     /// The peer has not shown that it holds the secret of the tunnel key that its record names.
-    fn doubt_key(&mut self, peer: NodeId, key: WgPublic) {
-        let pair = self.pairs.all.entry(peer).or_default();
-        if pair.doubted.replace(key) != Some(key) {
+    fn doubt_key(&mut self, peer: NodeId, at: usize, key: WgPublic) {
+        let lane = self.pairs.all.entry(peer).or_default().lane(at);
+        if lane.doubted.replace(key) != Some(key) {
             tracing::warn!(peer = %peer.short(), %key, "a member says that this tunnel key is its own, and does not prove it: it gets no tunnel");
         }
     }
 
     /// Takes a key that the peer has proved to hold. Routes stay if there were any.
-    fn adopt_key(&mut self, peer: NodeId, keys: (WgPublic, WgPublic), psk: Psk, confirmed: bool) {
-        let pair = self.pairs.all.entry(peer).or_default();
-        let same_keys = pair.agreed.as_ref().filter(|agreed| agreed.keys == keys);
+    fn adopt_key(&mut self, peer: NodeId, at: usize, keys: (WgPublic, WgPublic), psk: Psk, confirmed: bool) {
+        let lane = self.pairs.all.entry(peer).or_default().lane(at);
+        let same_keys = lane.agreed.as_ref().filter(|agreed| agreed.keys == keys);
         if same_keys.is_some_and(|agreed| agreed.psk == psk && agreed.confirmed >= confirmed) {
             return;
         }
         let before = same_keys.is_some_and(|agreed| agreed.confirmed);
-        pair.agreed = Some(StoredKey { psk, keys, confirmed: confirmed || before });
+        lane.agreed = Some(StoredKey { psk, keys, confirmed: confirmed || before });
         self.stale = true;
         self.dirty.insert(StateFile::Keys);
-        tracing::info!(peer = %peer.short(), "pre-shared key agreed");
+        tracing::info!(peer = %peer.short(), lane = self.config.lanes[at].index, "pre-shared key agreed");
         self.measure(peer);
     }
 
     /// Both ends have the key, and the other one has just proved it.
-    fn confirm(&mut self, peer: NodeId) {
+    fn confirm(&mut self, peer: NodeId, at: usize) {
         let generation =
             self.view.as_ref().and_then(|view| view.record(&peer)).map(|record| record.generation);
-        let Some(pair) = self.pairs.all.get_mut(&peer) else { return };
-        let Some(agreed) = &mut pair.agreed else { return };
-        pair.compared = generation;
+        let lane = self.pairs.all.entry(peer).or_default().lane(at);
+        let Some(agreed) = &mut lane.agreed else { return };
+        lane.compared = generation;
         if !agreed.confirmed {
             agreed.confirmed = true;
             self.stale = true;
@@ -494,11 +562,11 @@ impl Node {
     }
 
     /// Sends `message` as soon as the kernel has what this node now wants.
-    fn say_when_applied(&mut self, peer: NodeId, session: SessionId, message: Message) {
+    fn say_when_applied(&mut self, (peer, at): (NodeId, usize), session: SessionId, message: Message) {
         self.stale = true;
         let revision = self.wanted_revision();
         if self.pairs.all.contains_key(&peer) {
-            self.pairs.when_applied.insert(peer, (revision, session, message));
+            self.pairs.when_applied.insert((peer, at), (revision, session, message));
         }
         self.pairs_applied();
     }
@@ -506,17 +574,17 @@ impl Node {
     /// The kernel has a revision: what waited for it is said. A lane that has a problem says nothing; the leader
     /// asks again.
     pub(super) fn pairs_applied(&mut self) {
-        let lanes_ok = self
-            .config
-            .lanes
-            .iter()
-            .all(|lane| !self.problems.iter().any(|problem| problem.object == lane.device));
+        let is_well = |at: usize| {
+            let lane = self.config.lanes.get(at);
+            lane.is_some_and(|lane| !self.problems.iter().any(|problem| problem.object == lane.device))
+        };
         let applied = self.applied;
         let waiting = std::mem::take(&mut self.pairs.when_applied);
-        let (ready, waiting) = waiting.into_iter().partition(|(_, (revision, ..))| *revision <= applied);
+        let (ready, waiting): (BTreeMap<_, _>, _) =
+            waiting.into_iter().partition(|(_, (revision, ..))| *revision <= applied);
         self.pairs.when_applied = waiting;
-        let ready: BTreeMap<NodeId, (u64, SessionId, Message)> = ready;
-        for (_, session, message) in ready.into_values().filter(|_| lanes_ok) {
+        let ready: Vec<_> = ready.into_iter().filter(|((_, at), _)| is_well(*at)).collect();
+        for (_, (_, session, message)) in ready {
             self.send(session, &message);
         }
     }

@@ -58,8 +58,8 @@ fn stored() -> Stored {
         writes: Writes::default(),
         node: StoredNode { generation: 300, mesh_ipv4: Some([10, 32, 0, 1].into()), leaving: false },
         keys: BTreeMap::from([
-            (node(2), key(0x51, 0x52, 0x53, true)),
-            (node(4), key(0x54, 0x55, 0x56, false)),
+            (node(2), vec![key(0x51, 0x52, 0x53, true)]),
+            (node(4), vec![key(0x54, 0x55, 0x56, false)]),
         ]),
         group: StoredGroup { keys: vec![group(0, 0x57), group(300, 0x58)] },
         leases: StoredLeases {

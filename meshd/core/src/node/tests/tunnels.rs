@@ -19,9 +19,9 @@ fn id(sim: &Sim, at: usize) -> NodeId {
 
 /// Whether `at` has a key for the tunnel to `peer`, and a confirmed one.
 fn key(sim: &Sim, at: usize, peer: usize) -> Option<bool> {
-    let keys = sim.node(at).tunnel_keys(&id(sim, peer))?;
+    let (_, keys) = sim.node(at).tunnel_keys(&id(sim, peer)).next()?;
     let stored = sim.node(at).pairs.stored();
-    let agreed = stored.get(&id(sim, peer)).filter(|agreed| agreed.keys == keys)?;
+    let agreed = stored.get(&id(sim, peer))?.iter().find(|agreed| agreed.keys == keys)?;
     Some(agreed.confirmed)
 }
 
@@ -208,7 +208,7 @@ fn a_bare_yes_to_a_probe_is_a_no() {
         Message::PskAnswer { .. } if from == follower => with_check(message, PskCheck::from_bytes([0; 16])),
         other => other,
     }));
-    let agreed = |sim: &Sim| sim.node(leader).pairs.stored()[&id(sim, follower)].psk.clone();
+    let agreed = |sim: &Sim| sim.node(leader).pairs.stored()[&id(sim, follower)][0].psk.clone();
     let before = agreed(&sim);
     sim.kill(follower);
     sim.start(follower);
