@@ -24,6 +24,7 @@
 
 mod leg;
 pub mod mtu;
+pub mod spread;
 #[cfg(test)]
 mod tests;
 
