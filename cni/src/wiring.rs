@@ -383,6 +383,7 @@ fn source_rule(own: IpNet, table: u32) -> Rule {
 pub(crate) fn next_hop(route: &Route) -> (Option<u32>, Option<IpAddr>) {
     match route.kind {
         RouteKind::Unicast { dev, gateway, .. } => (Some(dev), gateway),
+        RouteKind::Nexthop { dev, gateway, .. } => (dev, gateway),
         RouteKind::Unreachable | RouteKind::Blackhole | RouteKind::Prohibit | RouteKind::Other(_) => {
             (None, None)
         }

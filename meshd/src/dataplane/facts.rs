@@ -115,7 +115,13 @@ fn prefixes(links: &[Link], addresses: &[Address], routes: &[Route]) -> Vec<Host
                     let device = link(*dev).filter(counts)?.name.clone();
                     Origin::Route { device: Some(device), gateway: *gateway }
                 }
-                RouteKind::Other(UNICAST) => Origin::Route { device: None, gateway: None },
+                RouteKind::Nexthop { dev: Some(dev), gateway, .. } => {
+                    let device = link(*dev).filter(counts)?.name.clone();
+                    Origin::Route { device: Some(device), gateway: *gateway }
+                }
+                RouteKind::Nexthop { dev: None, .. } | RouteKind::Other(UNICAST) => {
+                    Origin::Route { device: None, gateway: None }
+                }
                 RouteKind::Unreachable | RouteKind::Blackhole | RouteKind::Prohibit => Origin::Ending,
                 RouteKind::Other(_) => return None,
             };
@@ -145,7 +151,10 @@ fn route_mtus(routes: &[Route], links: &[Link]) -> BTreeMap<IpNet, Option<u32>> 
         RouteKind::Unicast { dev, .. } if route.protocol == ROUTE_PROTOCOL && is_lane(dev) => {
             Some((route.dst, route.mtu))
         }
+        // Only lanes are several.
+        RouteKind::Nexthop { .. } if route.protocol == ROUTE_PROTOCOL => Some((route.dst, route.mtu)),
         RouteKind::Unicast { .. }
+        | RouteKind::Nexthop { .. }
         | RouteKind::Unreachable
         | RouteKind::Blackhole
         | RouteKind::Prohibit

@@ -80,6 +80,7 @@ fn device(route: &rtnl::Route, links: &[Link]) -> Route {
             }
         }
         RouteKind::Unicast { .. }
+        | RouteKind::Nexthop { .. }
         | RouteKind::Unreachable
         | RouteKind::Blackhole
         | RouteKind::Prohibit

@@ -537,6 +537,10 @@ async fn the_monitor_tells_of_every_kind_of_change() {
         .await;
     rtnl.add_neighbour(dev, "10.9.0.1".parse().unwrap(), Mac([2; 6])).await.unwrap();
     wait_for(&mut monitor, |e| *e == Event::NeighChanged { index: dev }).await;
+    ns.sh("ip nexthop add id 7 blackhole proto 118");
+    wait_for(&mut monitor, |e| *e == Event::NexthopChanged { protocol: 118, removed: false }).await;
+    ns.sh("ip nexthop del id 7");
+    wait_for(&mut monitor, |e| *e == Event::NexthopChanged { protocol: 118, removed: true }).await;
     ns.sh("ip rule add priority 99 to 10.7.0.0/16 lookup 99");
     wait_for(&mut monitor, |e| *e == Event::RuleChanged).await;
     assert!(rtnl.delete_link("v0").await.unwrap());

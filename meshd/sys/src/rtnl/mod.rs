@@ -1,4 +1,4 @@
-//! Links, addresses, routes, neighbours, forwarding entries and rules, over rtnetlink.
+//! Links, addresses, routes, nexthops, neighbours, forwarding entries and rules, over rtnetlink.
 //!
 //! Two faces of one thing: [`Blocking`] for short-lived processes, [`Rtnl`] for async code. A handle
 //! belongs to the network namespace in which it was opened and stays there; [`Rtnl::open_in`] opens
@@ -16,6 +16,7 @@ mod address;
 mod link;
 mod monitor;
 mod neigh;
+mod nexthop;
 mod route;
 mod rule;
 mod types;
@@ -31,6 +32,7 @@ pub use address::{Address, AddressSpec};
 pub use link::{AddrGenMode, BridgePort, BridgePortChange, BridgeSpec, Link, LinkChange, VethPeer, VethSpec};
 pub use monitor::{Event, Monitor};
 pub use neigh::{FdbEntry, FdbTarget, Neighbour};
+pub use nexthop::{Nexthop, NexthopKind};
 pub use route::{Route, RouteFilter, RouteKind, Scope};
 pub use rule::{Rule, RuleAction};
 pub(crate) use types::octets;
@@ -342,8 +344,16 @@ on_blocking_thread! {
     routes(filter: RouteFilter) -> Vec<Route>;
     /// Adds a route or replaces our own of the same key.
     add_route(route: Route) -> ();
+    /// Replaces a route that was just seen to be the caller's own.
+    replace_route(route: Route) -> ();
     /// Deletes a route.
     del_route(route: Route) -> bool;
+    /// All nexthops.
+    nexthops() -> Vec<Nexthop>;
+    /// Adds a nexthop.
+    add_nexthop(nexthop: Nexthop) -> ();
+    /// Deletes a nexthop.
+    del_nexthop(id: u32) -> bool;
     /// The neighbour entries of a device.
     neighbours(index: u32) -> Vec<Neighbour>;
     /// Sets a permanent neighbour entry.

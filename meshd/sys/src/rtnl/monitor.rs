@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 
-use super::{RtnlError, about, link, route};
+use super::nexthop::{RTM_DELNEXTHOP, RTM_NEWNEXTHOP};
+use super::{RtnlError, about, link, nexthop, route};
 use crate::netlink::{Bound, Failure, Listener, Message, Received};
 use crate::netns::NetNs;
 
@@ -18,8 +19,9 @@ const RTM_NEWRULE: u16 = 32;
 const RTM_DELRULE: u16 = 33;
 
 /// Multicast groups as bits (`rtnetlink.h`, group number minus one): link, neigh, IPv4 address,
-/// IPv4 route, IPv4 rule, IPv6 address, IPv6 route, IPv6 rule.
-const GROUPS: u32 = 1 | 1 << 2 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 18;
+/// IPv4 route, IPv4 rule, IPv6 address, IPv6 route, IPv6 rule, nexthop. The kernel passes over bits that it does not
+/// know.
+const GROUPS: u32 = 1 | 1 << 2 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 18 | 1 << 31;
 
 /// Something changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +45,13 @@ pub enum Event {
     RouteChanged {
         /// Table.
         table: u32,
+        /// Who made it.
+        protocol: u8,
+        /// It is gone.
+        removed: bool,
+    },
+    /// A nexthop or group came, changed or went. The kernel tells of none that it deletes because of its device.
+    NexthopChanged {
         /// Who made it.
         protocol: u8,
         /// It is gone.
@@ -132,6 +141,8 @@ fn classify(message: &Message) -> Option<Event> {
             let removed = message.kind == RTM_DELROUTE;
             return Some(Event::RouteChanged { table: route.table, protocol: route.protocol, removed });
         }
+        RTM_NEWNEXTHOP | RTM_DELNEXTHOP => nexthop::protocol(body)
+            .map(|protocol| Event::NexthopChanged { protocol, removed: message.kind == RTM_DELNEXTHOP }),
         RTM_NEWNEIGH | RTM_DELNEIGH => index().map(|index| Event::NeighChanged { index }),
         RTM_NEWRULE | RTM_DELRULE => Some(Event::RuleChanged),
         _ => return None,

@@ -22,6 +22,7 @@ const RTA_PREFSRC: u16 = 7;
 const RTA_METRICS: u16 = 8;
 const RTA_MULTIPATH: u16 = 9;
 const RTA_TABLE: u16 = 15;
+const RTA_NH_ID: u16 = 30;
 const RTAX_MTU: u16 = 2;
 
 const RTN_UNICAST: u8 = 1;
@@ -89,6 +90,17 @@ pub enum RouteKind {
         /// Source address for packets of this host.
         prefsrc: Option<IpAddr>,
     },
+    /// They leave by a nexthop object or a group of such.
+    Nexthop {
+        /// Its id.
+        id: u32,
+        /// Source address for packets of this host.
+        prefsrc: Option<IpAddr>,
+        /// Index of the device, of a nexthop that is no group. Read only.
+        dev: Option<u32>,
+        /// Its gateway. Read only.
+        gateway: Option<IpAddr>,
+    },
     /// They end here, and the sender is told: no route to host.
     Unreachable,
     /// They end here silently.
@@ -127,6 +139,13 @@ impl Route {
         Self { dst, kind, table: TABLE_MAIN, protocol, metric: 0, mtu: None, scope: None }
     }
 
+    /// A route by a nexthop object or group, in the main table.
+    #[must_use]
+    pub fn by_nexthop(dst: IpNet, id: u32, protocol: u8) -> Self {
+        let kind = RouteKind::Nexthop { id, prefsrc: None, dev: None, gateway: None };
+        Self { dst, kind, table: TABLE_MAIN, protocol, metric: 0, mtu: None, scope: None }
+    }
+
     /// A route that ends here, in the main table. Give it a metric worse than that of real routes of
     /// the same destination.
     #[must_use]
@@ -142,13 +161,20 @@ impl Route {
         let v4 = self.dst.addr().is_ipv4();
         let link = match &self.kind {
             RouteKind::Unicast { gateway, .. } => v4 && gateway.is_none(),
-            RouteKind::Unreachable | RouteKind::Blackhole | RouteKind::Prohibit | RouteKind::Other(_) => {
-                false
-            }
+            RouteKind::Nexthop { .. }
+            | RouteKind::Unreachable
+            | RouteKind::Blackhole
+            | RouteKind::Prohibit
+            | RouteKind::Other(_) => false,
         };
         let fitting = if link { Scope::Link } else { Scope::Universe };
+        let mut kind = self.kind.clone();
+        if let RouteKind::Nexthop { dev, gateway, .. } = &mut kind {
+            (*dev, *gateway) = (None, None);
+        }
         Self {
             dst: self.dst.trunc(),
+            kind,
             metric: if !v4 && self.metric == 0 { IPV6_DEFAULT_METRIC } else { self.metric },
             scope: Some(if v4 { self.scope.unwrap_or(fitting) } else { Scope::Universe }),
             ..self.clone()
@@ -171,6 +197,7 @@ impl fmt::Display for Route {
                 }
                 write!(f, " dev {dev}")?;
             }
+            RouteKind::Nexthop { id, .. } => write!(f, "{} nexthop {id}", self.dst)?,
             RouteKind::Unreachable => write!(f, "unreachable {}", self.dst)?,
             RouteKind::Blackhole => write!(f, "blackhole {}", self.dst)?,
             RouteKind::Prohibit => write!(f, "prohibit {}", self.dst)?,
@@ -251,6 +278,20 @@ impl Blocking {
         Ok(())
     }
 
+    /// Replaces the route of the same key (table, destination, metric), whosever it is, without a moment in which
+    /// there is none: for routes that were just seen to be the caller's own. Unlike [`Blocking::add_route`] it does
+    /// not look first, which takes long where there are many. Where there is none, the route is added.
+    ///
+    /// # Errors
+    /// As [`Blocking::add_route`].
+    pub fn replace_route(&mut self, route: Route) -> Result<(), RtnlError> {
+        match self.request(RTM_NEWROUTE, NLM_F_REPLACE, &body(&route)?) {
+            Ok(_) => Ok(()),
+            Err(Failure::Kernel(refusal)) if refusal.errno == Errno::ENOENT => self.add_route(route),
+            Err(other) => Err(about("replace route", route.to_string())(other)),
+        }
+    }
+
     /// Deletes the route of this key, kind and protocol; `false` when there is none.
     ///
     /// # Errors
@@ -258,7 +299,7 @@ impl Blocking {
     pub fn del_route(&mut self, route: Route) -> Result<bool, RtnlError> {
         // MTU, preferred source and scope do not take part: any of them may have changed since.
         let mut any_scope = Route { mtu: None, scope: Some(Scope::Other(RT_SCOPE_NOWHERE)), ..route.clone() };
-        if let RouteKind::Unicast { prefsrc, .. } = &mut any_scope.kind {
+        if let RouteKind::Unicast { prefsrc, .. } | RouteKind::Nexthop { prefsrc, .. } = &mut any_scope.kind {
             *prefsrc = None;
         }
         let result = self.request(RTM_DELROUTE, 0, &body(&any_scope)?);
@@ -273,6 +314,7 @@ fn body(route: &Route) -> Result<Body, RtnlError> {
     let invalid = |problem| RtnlError::Invalid { operation: "route", object: route.to_string(), problem };
     let (kind, flags) = match &n.kind {
         RouteKind::Unicast { onlink, .. } => (RTN_UNICAST, if *onlink { RTNH_F_ONLINK } else { 0 }),
+        RouteKind::Nexthop { .. } => (RTN_UNICAST, 0),
         RouteKind::Unreachable => (RTN_UNREACHABLE, 0),
         RouteKind::Blackhole => (RTN_BLACKHOLE, 0),
         RouteKind::Prohibit => (RTN_PROHIBIT, 0),
@@ -293,15 +335,25 @@ fn body(route: &Route) -> Result<Body, RtnlError> {
     if n.metric != 0 {
         body.u32(RTA_PRIORITY, n.metric);
     }
-    if let RouteKind::Unicast { dev, gateway, onlink: _, prefsrc } = &n.kind {
-        body.u32(RTA_OIF, *dev);
-        for (attribute, ip) in [(RTA_GATEWAY, gateway), (RTA_PREFSRC, prefsrc)] {
-            if let Some(ip) = ip {
-                if ip.is_ipv4() != n.dst.addr().is_ipv4() {
-                    return Err(invalid("destination, gateway and source are of different IP versions"));
-                }
-                body.bytes(attribute, &octets(*ip));
+    let addresses = match &n.kind {
+        RouteKind::Unicast { dev, gateway, onlink: _, prefsrc } => {
+            body.u32(RTA_OIF, *dev);
+            [(RTA_GATEWAY, *gateway), (RTA_PREFSRC, *prefsrc)]
+        }
+        RouteKind::Nexthop { id, prefsrc, dev: _, gateway: _ } => {
+            body.u32(RTA_NH_ID, *id);
+            [(RTA_GATEWAY, None), (RTA_PREFSRC, *prefsrc)]
+        }
+        RouteKind::Unreachable | RouteKind::Blackhole | RouteKind::Prohibit | RouteKind::Other(_) => {
+            [(RTA_GATEWAY, None), (RTA_PREFSRC, None)]
+        }
+    };
+    for (attribute, ip) in addresses {
+        if let Some(ip) = ip {
+            if ip.is_ipv4() != n.dst.addr().is_ipv4() {
+                return Err(invalid("destination, gateway and source are of different IP versions"));
             }
+            body.bytes(attribute, &octets(ip));
         }
     }
     if let Some(mtu) = n.mtu {
@@ -328,15 +380,15 @@ pub(super) fn parse(body: &[u8]) -> Option<Route> {
     };
     let dst = attrs.find(RTA_DST).and_then(Attr::ip).unwrap_or(unspecified);
     let ip = |kind| attrs.find(kind).and_then(Attr::ip);
+    let number = |kind| attrs.find(kind).and_then(Attr::u32);
+    let (gateway, prefsrc) = (ip(RTA_GATEWAY), ip(RTA_PREFSRC));
     let kind = match kind {
-        RTN_UNICAST => match attrs.find(RTA_OIF).and_then(Attr::u32) {
-            Some(dev) if attrs.find(RTA_MULTIPATH).is_none() => RouteKind::Unicast {
-                dev,
-                gateway: ip(RTA_GATEWAY),
-                onlink: flags & RTNH_F_ONLINK != 0,
-                prefsrc: ip(RTA_PREFSRC),
-            },
-            _ => RouteKind::Other(RTN_UNICAST),
+        RTN_UNICAST => match (number(RTA_NH_ID), number(RTA_OIF)) {
+            (Some(id), dev) => RouteKind::Nexthop { id, prefsrc, dev, gateway },
+            (None, Some(dev)) if attrs.find(RTA_MULTIPATH).is_none() => {
+                RouteKind::Unicast { dev, gateway, onlink: flags & RTNH_F_ONLINK != 0, prefsrc }
+            }
+            (None, _) => RouteKind::Other(RTN_UNICAST),
         },
         RTN_UNREACHABLE => RouteKind::Unreachable,
         RTN_BLACKHOLE => RouteKind::Blackhole,
@@ -346,9 +398,9 @@ pub(super) fn parse(body: &[u8]) -> Option<Route> {
     Some(Route {
         dst: IpNet::new(dst, dst_len).ok()?,
         kind,
-        table: attrs.find(RTA_TABLE).and_then(Attr::u32).unwrap_or(u32::from(table)),
+        table: number(RTA_TABLE).unwrap_or(u32::from(table)),
         protocol,
-        metric: attrs.find(RTA_PRIORITY).and_then(Attr::u32).unwrap_or(0),
+        metric: number(RTA_PRIORITY).unwrap_or(0),
         mtu: attrs.find(RTA_METRICS).and_then(|m| m.nested().find(RTAX_MTU)).and_then(Attr::u32),
         scope: Some(Scope::from_raw(scope)),
     })
@@ -384,6 +436,21 @@ mod tests {
         route.table = 100_000;
         let written = body(&route).unwrap();
         assert_eq!(parse(written.finish().unwrap()).unwrap(), route.normalized());
+    }
+
+    #[test]
+    fn a_route_by_a_nexthop_is_read_back() {
+        let mut route = Route::by_nexthop(net("fd00::/64"), 0x6862_0001, 118);
+        route.mtu = Some(1380);
+        let RouteKind::Nexthop { prefsrc, .. } = &mut route.kind else { unreachable!() };
+        *prefsrc = Some("fd00::1".parse().unwrap());
+        let mut written = body(&route).unwrap();
+        assert_eq!(parse(written.finish().unwrap()).unwrap(), route.normalized());
+        // The kernel shows the device, too.
+        written.u32(RTA_OIF, 3);
+        let shown = parse(written.finish().unwrap()).unwrap();
+        assert!(matches!(shown.kind, RouteKind::Nexthop { dev: Some(3), .. }), "{shown:?}");
+        assert_eq!(shown.normalized(), route.normalized());
     }
 
     #[test]
