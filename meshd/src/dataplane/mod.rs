@@ -11,6 +11,7 @@
 //! | `pods` | the bridge and its ports |
 //! | `lanes` | tunnel engines and their peers |
 //! | `routes` | routes of our protocol number |
+//! | `nexthops` | the groups by which routes go over several devices |
 //! | `settings` | values below `/proc/sys`, and what they were before |
 //! | `facts` | what the host is like |
 //!
@@ -22,6 +23,7 @@ mod facts;
 mod guard;
 mod keeper;
 mod lanes;
+mod nexthops;
 mod plane;
 mod pods;
 mod routes;
@@ -273,12 +275,18 @@ impl Reconciler {
                     self.round_soon();
                 }
             }
-            Event::RouteChanged { protocol, .. } if *protocol == ROUTE_PROTOCOL => self.round_soon(),
+            Event::RouteChanged { protocol, .. } | Event::NexthopChanged { protocol, .. }
+                if *protocol == ROUTE_PROTOCOL =>
+            {
+                self.round_soon()
+            }
             // A route that replaces one of ours looks like this; so does everything a routing daemon does.
             Event::RouteChanged { .. } => {
                 self.facts_soon();
                 self.later = true;
             }
+            // Likewise.
+            Event::NexthopChanged { .. } => self.later = true,
             Event::NeighChanged { index } if self.devices.contains(index) => self.round_soon(),
             Event::NeighChanged { .. } | Event::RuleChanged => {}
             Event::Resync => {

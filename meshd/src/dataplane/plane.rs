@@ -9,12 +9,13 @@ use ipnet::IpNet;
 use mesh_core::api::{BRIDGE, MacAddr};
 use mesh_core::host::{Bridge, HostState, Lane, Op, Route, diff};
 use mesh_core::node::{GUARD_OBJECT, HostFacts, Problem};
-use mesh_sys::rtnl::{Address, AddressSpec, Blocking, Link, Mac, Neighbour, Scope};
+use mesh_sys::rtnl::{self, Address, AddressSpec, Blocking, Link, Mac, Neighbour, Scope};
 
 use super::keeper::Keeper;
 use super::lanes::{self, Lanes, NO_KEY};
+use super::nexthops::{self, Ways};
 use super::pods;
-use super::routes;
+use super::routes::{self, Lead};
 use super::settings::{self, Settings};
 use super::{Options, facts};
 
@@ -45,6 +46,10 @@ struct Seen {
     state: HostState,
     /// Neighbours on the bridge that belong to no port.
     strays: Vec<(u32, Neighbour)>,
+    /// Every route of ours as the kernel has it, by destination.
+    routes: Vec<rtnl::Route>,
+    /// Nexthops of ours by which nothing goes.
+    unused: Vec<u32>,
     /// What could not be read, although the rest could.
     problems: Vec<Problem>,
 }
@@ -156,14 +161,22 @@ impl Plane {
             ranges: ranges(desired),
             bridge: bridge_name(desired),
             lanes: desired.lanes.keys().map(String::as_str).collect(),
+            routes: seen.routes,
+            ways: None,
         };
+        let mut collect = !seen.unused.is_empty();
         for op in &ops {
             tracing::debug!(action = describe(op), "the kernel is told");
+            collect |= matches!(op, Op::SetRoute { .. } | Op::RemoveRoute { .. });
             if let Err(error) = self.apply(op, &mut round) {
-                let text = format!("{error:#}");
-                tracing::debug!(object = object(op, desired), text, "not done");
-                round.problems.push(Problem { object: object(op, desired), text });
+                let (object, text) = (object(op, &seen.state, desired), format!("{error:#}"));
+                tracing::debug!(object, text, "not done");
+                round.problems.push(Problem { object, text });
             }
+        }
+        // In nobody's way, and tried again; not worth a problem.
+        if collect && let Err(error) = nexthops::collect(&mut self.rtnl) {
+            tracing::debug!(%error, "unused nexthops stay");
         }
         Attempt { changed, problems: round.problems }
     }
@@ -177,7 +190,7 @@ impl Plane {
         };
         let mut problems = seen.problems;
         for op in diff(&seen.state, desired) {
-            let object = object(&op, desired);
+            let object = object(&op, &seen.state, desired);
             if problems.iter().any(|problem| problem.object == object) {
                 continue;
             }
@@ -216,7 +229,11 @@ impl Plane {
             let stray = neighbours.iter().filter(|n| n.permanent && n.mac.is_none_or(|mac| !owned(mac.0)));
             strays = stray.map(|n| (bridge.index, n.clone())).collect();
         }
-        let routes = routes::observe(&routes::list(&mut self.rtnl)?, &links, &ranges(desired));
+        let mut found = routes::list(&mut self.rtnl)?;
+        found.sort_by_key(|route| route.dst);
+        let nexthops = self.rtnl.nexthops()?;
+        let spreads = nexthops::spreads(&nexthops, &found);
+        let routes = routes::observe(&found, &links, &spreads, &ranges(desired));
         let lanes = self.look_at_lanes(desired, &links, &addresses, &mut problems);
         let mut sysctls = BTreeMap::new();
         for (path, wanted) in &desired.sysctls {
@@ -232,7 +249,9 @@ impl Plane {
             mtu: if link.up { link.mtu } else { 0 },
             addresses: own_addresses(link.index, &addresses),
         });
-        Ok(Seen { state: HostState { sysctls, guard, bridge, lanes, ports, routes }, strays, problems })
+        let state = HostState { sysctls, guard, bridge, lanes, ports, routes };
+        let unused = nexthops::unused(&nexthops, &found);
+        Ok(Seen { state, strays, routes: found, unused, problems })
     }
 
     /// Whether a device is the bridge, a port or a lane, by its name.
@@ -310,16 +329,16 @@ impl Plane {
                 Ok(pods::remove_port(&mut self.rtnl, &round.bridge, name, port)?)
             }
             Op::SetRoute { to, route } => {
-                if matches!(route, Route::Device { .. }) {
-                    round.must_be_closed()?;
-                }
-                let set = routes::set(&mut self.rtnl, *to, route, &round.ranges);
-                if *route == Route::Unreachable {
+                let Some(wanted) = Lead::of(*to, route) else {
+                    let set = routes::end(&mut self.rtnl, *to, routes::to(&round.routes, to));
                     round.closed &= set.is_ok();
-                }
-                Ok(set?)
+                    return Ok(set?);
+                };
+                round.must_be_closed()?;
+                let Round { routes, ranges, ways, .. } = round;
+                Ok(routes::lead(&mut self.rtnl, ways, &wanted, routes, ranges)?)
             }
-            Op::RemoveRoute { to } => Ok(routes::remove(&mut self.rtnl, *to)?),
+            Op::RemoveRoute { to } => Ok(routes::remove(&mut self.rtnl, routes::to(&round.routes, to))?),
             Op::RemoveLane { device } => Ok(lanes::remove(&mut self.rtnl, device)?),
             Op::RemoveBridge { name } => Ok(pods::remove_bridge(&mut self.rtnl, name)?),
         }
@@ -341,6 +360,10 @@ struct Round<'a> {
     ranges: Vec<IpNet>,
     bridge: String,
     lanes: Vec<&'a str>,
+    /// Every route of ours before this attempt, by destination.
+    routes: Vec<rtnl::Route>,
+    /// What routes to devices are made of, once one was.
+    ways: Option<Ways>,
 }
 
 impl Round<'_> {
@@ -357,7 +380,8 @@ fn in_order(ops: Vec<Op>) -> Vec<Op> {
         ops.into_iter().partition(|op| matches!(op, Op::SetSysctl { .. }));
     sysctls.sort_by_key(|op| if let Op::SetSysctl { path, .. } = op { settings::order(path) } else { 0 });
     // They come when the devices they belong to are there, and before what opens.
-    let opens = |op: &Op| matches!(op, Op::SetPort { .. } | Op::SetRoute { route: Route::Device { .. }, .. });
+    let opens =
+        |op: &Op| matches!(op, Op::SetPort { .. } | Op::SetRoute { route: Route::Devices { .. }, .. });
     let removes = |op: &Op| {
         matches!(
             op,
@@ -407,7 +431,7 @@ fn own_addresses(index: u32, addresses: &[Address]) -> BTreeSet<IpAddr> {
 }
 
 /// What a problem with an operation is about.
-fn object(op: &Op, desired: &HostState) -> String {
+fn object(op: &Op, observed: &HostState, desired: &HostState) -> String {
     match op {
         Op::SetSysctl { path, .. } => path.clone(),
         // A range that is not closed concerns everybody, as the guard does.
@@ -422,12 +446,19 @@ fn object(op: &Op, desired: &HostState) -> String {
         | Op::SetPeer { device, .. }
         | Op::RemovePeer { device, .. }
         | Op::RemoveLane { device } => device.clone(),
-        Op::SetRoute { to, route: Route::Device { device, .. } } => {
+        Op::SetRoute { to, route: Route::Devices { devices, .. } } => {
             // The route to a pod is the pod's matter alone.
             let pod = desired.ports.iter().find(|(_, port)| {
                 *to == IpNet::from(IpAddr::V4(port.ipv4)) || *to == IpNet::from(IpAddr::V6(port.ipv6))
             });
-            pod.map_or_else(|| device.clone(), |(name, _)| name.clone())
+            let had = match observed.routes.get(to) {
+                Some(Route::Devices { devices, .. }) => Some(devices),
+                Some(Route::Unreachable) | None => None,
+            };
+            // Of several devices, the one that the route lacks.
+            let lacking = devices.iter().find(|device| had.is_none_or(|had| !had.contains(*device)));
+            let device = || lacking.or(devices.first()).cloned().unwrap_or_default();
+            pod.map_or_else(device, |(name, _)| name.clone())
         }
         Op::RemoveRoute { to } => to.to_string(),
     }
@@ -466,7 +497,7 @@ mod tests {
             mtu: 1420,
             isolated: true,
         };
-        let lane = |device: &str| Route::Device { device: device.to_owned(), source: None, mtu: None };
+        let lane = |device: &str| Route::to_device(device, None, None);
         let mut state = HostState {
             guard: Some(Guard {
                 cluster_ipv4: "10.32.0.0/12".parse().unwrap(),
@@ -511,14 +542,24 @@ mod tests {
 
     #[test]
     fn a_problem_blames_what_it_concerns() {
-        let desired = desired();
-        let blamed = |to: &str| {
-            let to: IpNet = to.parse().unwrap();
-            object(&Op::SetRoute { to, route: desired.routes[&to].clone() }, &desired)
+        let mut desired = desired();
+        let spread = |devices: &[&str]| {
+            let devices = devices.iter().map(|device| (*device).to_owned()).collect();
+            Route::Devices { devices, source: None, mtu: None }
         };
-        assert_eq!(blamed("10.32.0.0/12"), GUARD_OBJECT);
-        assert_eq!(blamed("10.32.0.9/32"), "mv0");
-        assert_eq!(blamed("10.32.1.0/24"), "meshwg0");
+        let two: IpNet = "10.32.2.0/24".parse().unwrap();
+        desired.routes.insert(two, spread(&["meshwg0", "meshwg1"]));
+        let mut observed = HostState::default();
+        let blamed = |to: &str, observed: &HostState| {
+            let to: IpNet = to.parse().unwrap();
+            object(&Op::SetRoute { to, route: desired.routes[&to].clone() }, observed, &desired)
+        };
+        assert_eq!(blamed("10.32.0.0/12", &observed), GUARD_OBJECT);
+        assert_eq!(blamed("10.32.0.9/32", &observed), "mv0");
+        assert_eq!(blamed("10.32.1.0/24", &observed), "meshwg0");
+        assert_eq!(blamed("10.32.2.0/24", &observed), "meshwg0");
+        observed.routes.insert(two, spread(&["meshwg0"]));
+        assert_eq!(blamed("10.32.2.0/24", &observed), "meshwg1");
     }
 
     #[test]

@@ -192,7 +192,12 @@ mod tests {
         {
             assert!(is_ours(ours, &[]), "{ours}");
         }
-        for hosts in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/eth0/accept_ra"] {
+        for hosts in [
+            "net/ipv4/ip_forward",
+            "net/ipv6/fib_multipath_hash_policy",
+            "net/ipv6/conf/all/forwarding",
+            "net/ipv6/conf/eth0/accept_ra",
+        ] {
             assert!(!is_ours(hosts, &[]), "{hosts}");
         }
         assert!(is_ours("net/ipv4/conf/lane7/rp_filter", &["lane7"]));

@@ -148,9 +148,7 @@ fn a_lane_for_the_whole_range_that_vanishes_leaves_the_range_closed() {
     guard.ports.clear();
     let ranges = [guard.cluster_ipv4.into(), guard.cluster_ipv6.into()];
     for range in ranges {
-        desired
-            .routes
-            .insert(range, Route::Device { device: "meshwg99".to_owned(), source: None, mtu: None });
+        desired.routes.insert(range, Route::to_device("meshwg99", None, None));
     }
     let problems = node.reconcile(&mut plane, &desired);
     // The device itself is none that is wanted, and goes; with it go the routes.

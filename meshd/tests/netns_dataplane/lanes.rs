@@ -22,7 +22,7 @@ const MTU: u32 = 1380;
 /// A tunnel device of a namespace. Its engine ends with it.
 pub(crate) struct Device<'a> {
     ns: &'a Ns,
-    name: String,
+    pub(crate) name: String,
     pub(crate) secret: WgSecret,
 }
 
@@ -58,8 +58,7 @@ impl<'a> Device<'a> {
         for peer in peers.values() {
             for range in &peer.allowed_ips {
                 let source = own.into_iter().find(|ip| ip.is_ipv4() == range.addr().is_ipv4());
-                let route = Route::Device { device: self.name.clone(), source, mtu: None };
-                state.routes.insert(*range, route);
+                state.routes.insert(*range, Route::to_device(&self.name, source, None));
             }
         }
         let (public_key, addresses) = (self.secret.public(), BTreeSet::from(own));

@@ -13,4 +13,5 @@ mod node;
 #[path = "../support/ns.rs"]
 mod ns;
 mod reach;
+mod spread;
 mod state;

@@ -61,9 +61,9 @@ fn pods_hear_how_long_packets_may_be_and_their_tcp_keeps_to_it() {
         let mut state = node.desired(true);
         state.lanes.clone_from(&lane.lanes);
         for (to, route) in &lane.routes {
-            let Route::Device { device, source, .. } = route.clone() else { unreachable!() };
+            let Route::Devices { devices, source, .. } = route.clone() else { unreachable!() };
             let mtu = mtus.map(|[v4, v6]| if to.addr().is_ipv4() { v4 } else { v6 });
-            state.routes.insert(*to, Route::Device { device, source, mtu });
+            state.routes.insert(*to, Route::Devices { devices, source, mtu });
         }
         state
     };

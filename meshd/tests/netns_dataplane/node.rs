@@ -169,8 +169,7 @@ impl Node {
             state.ports.insert(pod.port.clone(), Port { mac, ipv4, ipv6, mtu: MTU, isolated });
             state.guard.as_mut().unwrap().ports.insert(pod.port.clone(), PortGuard { mac, ipv4, ipv6 });
             for (ip, own) in [(IpAddr::V4(ipv4), IpAddr::V4(GATEWAY4)), (ipv6.into(), GATEWAY6.into())] {
-                let route = Route::Device { device: "mesh0".to_owned(), source: Some(own), mtu: None };
-                state.routes.insert(IpNet::from(ip), route);
+                state.routes.insert(IpNet::from(ip), Route::to_device("mesh0", Some(own), None));
             }
         }
         state

@@ -174,8 +174,7 @@ impl World {
             lane.peers.get(&there.disk.lane_key).ok_or("the first does not have the second as a peer")?;
         let back =
             other.peers.get(&here.disk.lane_key).ok_or("the second does not have the first as a peer")?;
-        let routed =
-            |net| matches!(here.kernel.routes.get(net), Some(Route::Device { device, .. }) if device == LANE);
+        let routed = |net| matches!(here.kernel.routes.get(net), Some(Route::Devices { devices, .. }) if devices.contains(LANE));
         if !out.allowed_ips.iter().all(routed) {
             return Err("the first has no route");
         }

@@ -78,8 +78,7 @@ impl World {
         self.take_up_peers(at);
         let kernel = self.hosts[at].kernel.clone();
         let Some(lane) = kernel.lanes.get(LANE) else { return };
-        let routed =
-            |net| matches!(kernel.routes.get(net), Some(Route::Device { device, .. }) if device == LANE);
+        let routed = |net| matches!(kernel.routes.get(net), Some(Route::Devices { devices, .. }) if devices.contains(LANE));
         for (key, peer) in &lane.peers {
             let traffic = self.hosts[at].traffic.entry(*key).or_default();
             if peer.allowed_ips.iter().any(routed) {

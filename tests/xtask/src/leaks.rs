@@ -42,13 +42,15 @@ const SYSCTLS: &[&str] = &[
     "net/ipv4/conf/all/forwarding",
     "net/ipv4/conf/all/rp_filter",
     "net/ipv4/conf/all/send_redirects",
+    "net/ipv4/fib_multipath_hash_policy",
     "net/ipv4/ip_forward",
     "net/ipv6/conf/all/accept_ra",
     "net/ipv6/conf/all/disable_ipv6",
     "net/ipv6/conf/all/forwarding",
+    "net/ipv6/fib_multipath_hash_policy",
 ];
 
-/// The protocol number of our routes (`proto` in the output of `ip route`).
+/// The protocol number of our routes and nexthops (`proto` in the output of `ip route`).
 const ROUTE_PROTOCOL: &str = "118";
 
 /// Watches one test run.
@@ -164,7 +166,8 @@ fn snapshot() -> Result<Snapshot> {
             lines.extend(lines_of(Command::new(&ip).arg(family).args(routes))?);
             lines.extend(lines_of(Command::new(&ip).args([family, "rule", "show"]))?);
         }
-        snapshot.insert("route or rule", lines);
+        lines.extend(lines_of(Command::new(&ip).args(["nexthop", "show", "protocol", ROUTE_PROTOCOL]))?);
+        snapshot.insert("route, nexthop or rule", lines);
     }
     if let Some(nft) = find_program("nft")
         && machine::is_root()?

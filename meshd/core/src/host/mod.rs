@@ -51,8 +51,12 @@ impl HostState {
     /// The ranges that routes lead into a tunnel, each with its MTU in bytes, if it has one.
     pub fn tunnel_mtus(&self) -> BTreeMap<IpNet, Option<u32>> {
         let of = |(to, route): (&IpNet, &Route)| match route {
-            Route::Device { device, mtu, .. } if self.lanes.contains_key(device) => Some((*to, *mtu)),
-            Route::Device { .. } | Route::Unreachable => None,
+            Route::Devices { devices, mtu, .. }
+                if devices.iter().all(|name| self.lanes.contains_key(name)) =>
+            {
+                Some((*to, *mtu))
+            }
+            Route::Devices { .. } | Route::Unreachable => None,
         };
         self.routes.iter().filter_map(of).collect()
     }
@@ -121,15 +125,22 @@ pub struct Port {
 pub enum Route {
     /// Nothing below this prefix may leave, unless a longer prefix says where to.
     Unreachable,
-    /// Directly to a device.
-    Device {
-        /// Name of the device.
-        device: String,
+    /// Directly to a device, or spread over several, each flow by one of them.
+    Devices {
+        /// Names of the devices; never empty.
+        devices: BTreeSet<String>,
         /// Source address that the host itself uses.
         source: Option<IpAddr>,
-        /// Path MTU in bytes, when less than the device's.
+        /// Path MTU in bytes, when less than the devices'.
         mtu: Option<u32>,
     },
+}
+
+impl Route {
+    /// A route to one device; `mtu` in bytes, when less than the device's.
+    pub fn to_device(device: impl Into<String>, source: Option<IpAddr>, mtu: Option<u32>) -> Self {
+        Self::Devices { devices: BTreeSet::from([device.into()]), source, mtu }
+    }
 }
 
 /// The facts from which the guard ruleset is made (tables `inet meshd` and `bridge meshd`).

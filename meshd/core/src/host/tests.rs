@@ -81,11 +81,9 @@ fn state() -> impl Strategy<Value = HostState> {
                 mtu,
                 addresses,
             });
-    let route = prop_oneof![Just("meshwg0"), Just("mesh0")].prop_map(|device| Route::Device {
-        device: device.into(),
-        source: None,
-        mtu: None,
-    });
+    let device = prop_oneof![Just("meshwg0"), Just("meshwg1"), Just("mesh0")].prop_map(str::to_owned);
+    let route = (btree_set(device, 1..4), proptest::option::of(1300..1302u32))
+        .prop_map(|(devices, mtu)| Route::Devices { devices, source: None, mtu });
     (
         proptest::option::of(guard()),
         proptest::option::of(bridge),
@@ -109,6 +107,24 @@ fn desired() -> impl Strategy<Value = HostState> {
     (state(), guard()).prop_map(|(mut state, guard)| {
         state.guard = Some(guard);
         state.routes.insert("10.32.0.0/12".parse().unwrap(), Route::Unreachable);
+        state
+    })
+}
+
+/// The lanes that a route leads to.
+fn lanes_of(route: &Route) -> impl Iterator<Item = &String> {
+    let devices = match route {
+        Route::Devices { devices, .. } => Some(devices),
+        Route::Unreachable => None,
+    };
+    devices.into_iter().flatten().filter(|name| name.starts_with("meshwg"))
+}
+
+/// A state whose routes lead to no lane that it does not have.
+fn whole() -> impl Strategy<Value = HostState> {
+    state().prop_map(|mut state| {
+        let lanes: BTreeSet<String> = state.lanes.keys().cloned().collect();
+        state.routes.retain(|_, route| lanes_of(route).all(|lane| lanes.contains(lane)));
         state
     })
 }
@@ -160,13 +176,27 @@ proptest! {
     #[test]
     fn what_closes_comes_before_what_opens(observed in state(), desired in desired()) {
         let ops = diff(&observed, &desired);
-        let opens = |op: &Op| matches!(op, Op::SetPort { .. } | Op::SetRoute { route: Route::Device { .. }, .. });
+        let opens = |op: &Op| matches!(op, Op::SetPort { .. } | Op::SetRoute { route: Route::Devices { .. }, .. });
         let closes = |op: &Op| matches!(op, Op::SetGuard(_) | Op::SetRoute { route: Route::Unreachable, .. });
         let first_open = ops.iter().position(opens).unwrap_or(ops.len());
         let last_close = ops.iter().rposition(closes).map_or(0, |at| at + 1);
         prop_assert!(last_close <= first_open);
         let removes_closed = |op: &Op| matches!(op, Op::RemoveRoute { to } if observed.routes.get(to) == Some(&Route::Unreachable));
         prop_assert!(!ops.iter().any(removes_closed));
+    }
+
+    #[test]
+    fn a_route_leads_only_to_lanes_that_are_there(observed in whole(), desired in whole()) {
+        let mut state = observed.clone();
+        for op in diff(&observed, &desired) {
+            state.apply(&op);
+            let gone = state
+                .routes
+                .iter()
+                .flat_map(|(to, route)| lanes_of(route).map(move |lane| (to, lane)))
+                .find(|(_, lane)| !state.lanes.contains_key(*lane));
+            prop_assert!(gone.is_none(), "{gone:?} after {op:?}");
+        }
     }
 
     #[test]

@@ -161,6 +161,12 @@ impl Node {
         for lane in &self.config.lanes {
             sysctls.insert(format!("net/ipv4/conf/{}/rp_filter", lane.device), "2".to_owned());
         }
+        if self.config.lanes.len() > 1 {
+            // By ports too: what two hosts say to each other is spread as well.
+            for path in ["net/ipv4/fib_multipath_hash_policy", "net/ipv6/fib_multipath_hash_policy"] {
+                sysctls.insert(path.to_owned(), "1".to_owned());
+            }
+        }
         if self.stored.mesh_ipv4.is_some() {
             for (path, value) in [
                 ("net/ipv4/conf/mesh0/rp_filter", "2"),
@@ -221,8 +227,7 @@ impl Node {
                     for range in ranges {
                         let source = own.iter().copied().find(|own| own.is_ipv4() == range.addr().is_ipv4());
                         let mtu = if range.addr().is_ipv4() { ipv4_mtu } else { ipv6_mtu };
-                        let route = Route::Device { device: config.device.clone(), source, mtu };
-                        state.routes.insert(range, route);
+                        state.routes.insert(range, Route::to_device(&config.device, source, mtu));
                     }
                 }
             }
@@ -287,8 +292,7 @@ impl Node {
                     .iter()
                     .flat_map(|bridge| bridge.addresses.iter().copied())
                     .find(|own| own.is_ipv4() == address.is_ipv4());
-                let route = Route::Device { device: BRIDGE.to_owned(), source, mtu: None };
-                state.routes.insert(IpNet::from(address), route);
+                state.routes.insert(IpNet::from(address), Route::to_device(BRIDGE, source, None));
             }
         }
     }

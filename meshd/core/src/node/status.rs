@@ -133,7 +133,8 @@ impl Node {
     fn leads_to_lane(&self, range: &IpNet) -> bool {
         matches!(
             self.in_kernel.routes.get(range),
-            Some(Route::Device { device, .. }) if self.in_kernel.lanes.contains_key(device)
+            Some(Route::Devices { devices, .. })
+                if devices.iter().all(|device| self.in_kernel.lanes.contains_key(device))
         )
     }
 

@@ -667,7 +667,7 @@ impl Sim {
             return false;
         };
         let routed = out.allowed_ips.iter().all(|net| {
-            matches!(here.kernel.routes.get(net), Some(Route::Device { device, .. }) if device == "meshwg0")
+            matches!(here.kernel.routes.get(net), Some(Route::Devices { devices, .. }) if devices.contains("meshwg0"))
         });
         let owned = there
             .kernel

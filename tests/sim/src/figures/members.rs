@@ -64,7 +64,9 @@ pub(super) fn join(world: &mut World) -> Option<(Duration, Duration)> {
 /// Whether a route leads into a tunnel: both ends have its key.
 fn has_tunnel(kernel: &HostState) -> bool {
     let lane = |route: &Route| match route {
-        Route::Device { device, .. } => kernel.lanes.get(device).is_some_and(|lane| !lane.peers.is_empty()),
+        Route::Devices { devices, .. } => {
+            devices.iter().filter_map(|device| kernel.lanes.get(device)).any(|lane| !lane.peers.is_empty())
+        }
         Route::Unreachable => false,
     };
     kernel.routes.values().any(lane)

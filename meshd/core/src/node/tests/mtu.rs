@@ -17,7 +17,7 @@ fn routes(sim: &Sim, at: usize, to: usize) -> [Option<u32>; 2] {
             .iter()
             .filter(|range| range.addr().is_ipv4() == ipv4)
             .map(|range| match sim.hosts[at].kernel.routes.get(range) {
-                Some(Route::Device { mtu, .. }) => *mtu,
+                Some(Route::Devices { mtu, .. }) => *mtu,
                 other => panic!("{range}: {other:?}"),
             })
             .collect();

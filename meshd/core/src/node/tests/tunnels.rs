@@ -110,6 +110,20 @@ fn a_second_lane_claims_nothing() {
     }
 }
 
+#[test]
+fn flows_are_told_apart_by_their_ports_where_there_are_several_lanes() {
+    let mut sim = cluster(79, 2);
+    meshed(&mut sim, 10 * SECOND);
+    sim.kill(0);
+    sim.hosts[0].claims = Some(Claim::Second(WgSecret::from_bytes(&[79; 32]).public()));
+    sim.start(0);
+    sim.run(10 * SECOND);
+    for path in ["net/ipv4/fib_multipath_hash_policy", "net/ipv6/fib_multipath_hash_policy"] {
+        let values = [0, 1].map(|host| sim.hosts[host].kernel.sysctls.get(path).map(String::as_str));
+        assert_eq!(values, [Some("1"), None], "{path}");
+    }
+}
+
 /// What `liar` says is changed by `lie`; nobody may have a confirmed key with it, until it speaks the truth.
 fn proves_nothing(seed: u64, leads: bool, lie: impl Fn(usize) -> Lie) {
     let mut sim = cluster(seed, 3);
