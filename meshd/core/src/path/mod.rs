@@ -62,6 +62,9 @@ pub const WATCHED: Duration = Duration::from_secs(6);
 const KEEPALIVES: u64 = 64;
 const HANDSHAKE: u64 = 148 + 92 + 32;
 
+/// Bytes of a handshake initiation (paper, section 5.4.2).
+const INITIATION: u64 = 148;
+
 /// A relay that is not ready after so many probes makes room for another one.
 const ENOUGH_PROBES: u32 = 4;
 
@@ -236,6 +239,13 @@ pub struct Path {
     searched: Time,
 }
 
+/// Whether these are the bytes of an initiation or two, and nothing else: other messages but responses have a multiple of 16,
+/// or the length of the device's MTU. Where the port is closed in one direction, the other end begins handshakes in vain: that
+/// is no answer.
+fn is_initiations(bytes: u64) -> bool {
+    bytes == INITIATION || bytes == 2 * INITIATION
+}
+
 impl Path {
     /// The way to a member; `leads` if this node chooses. It has answered itself at `heard`, if ever; `unreached`: nor did it
     /// in any other way.
@@ -404,7 +414,7 @@ impl Path {
         // Counters start again with a peer that is made anew.
         let before = traffic.counters.replace((received, sent));
         let Some(before) = before.filter(|before| before.0 <= received && before.1 <= sent) else { return };
-        if received > before.0 {
+        if received > before.0 && !is_initiations(received - before.0) {
             traffic.received = Some(now);
             traffic.unanswered = None;
         }

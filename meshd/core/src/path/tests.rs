@@ -330,6 +330,20 @@ fn a_closed_port_of_the_tunnel_is_noticed_and_the_direct_way_then_tried_less_and
 }
 
 #[test]
+fn handshakes_that_the_other_end_begins_in_vain_are_no_answer() {
+    let mut bench = Bench::with_relays(true);
+    bench.run(10 * SECOND);
+    bench.carries.retain(|way| *way != Way::Direct);
+    // What is sent does not arrive there: the other end hears nothing, and begins anew.
+    for _ in 0..6 {
+        bench.run(5 * SECOND);
+        bench.facts.rx_bytes += 148;
+    }
+    let (_, way, _) = *bench.moves.first().expect("a relay");
+    assert_eq!(way, Way::Relay(relay(2)), "{:?}", bench.moves);
+}
+
+#[test]
 fn what_is_sent_in_one_direction_only_is_no_reason_to_change() {
     let mut bench = Bench::with_relays(true);
     bench.answers = false;
