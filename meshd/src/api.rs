@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response as HttpResponse};
 use axum::routing::{get, post};
 use mesh_core::api::{
     ApiError, AttachRequest, AttachmentId, DEFAULT_SOCKET, ErrorCode, GcRequest, JoinWindowRequest,
-    RemovalRequest, RevocationRequest, TokenRequest,
+    RemovalRequest, RevocationRequest, TokenRequest, WhyRequest,
 };
 use mesh_core::node::{Request, Response};
 use mesh_core::view::Delta;
@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Config;
 use crate::daemon::Call;
+use crate::dataplane::changed_settings;
 
 /// Makes the socket. A stale one of a dead daemon is replaced.
 ///
@@ -65,6 +66,8 @@ struct Api {
 pub async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>, config: Arc<Config>) {
     let routes = Router::new()
         .route("/v1/status", get(status))
+        .route("/v1/why", post(why))
+        .route("/v1/doctor", get(doctor))
         .route("/v1/ready", get(ready))
         .route("/v1/config", get(configuration))
         .route("/v1/removals", post(remove))
@@ -136,6 +139,8 @@ async fn answer(api: &Api, request: Request) -> HttpResponse {
     match call(&api.calls, request).await {
         Ok(Response::Done) => StatusCode::NO_CONTENT.into_response(),
         Ok(Response::Status(status)) => Json(status).into_response(),
+        Ok(Response::Why(report)) => Json(report).into_response(),
+        Ok(Response::Doctor(report)) => Json(report).into_response(),
         Ok(Response::Attachment(attachment)) => Json(attachment).into_response(),
         Ok(Response::Attachments(attachments)) => Json(attachments).into_response(),
         Ok(Response::Gc(report)) => Json(report).into_response(),
@@ -160,6 +165,28 @@ fn body<T>(body: Result<Json<T>, JsonRejection>) -> Result<T, Box<HttpResponse>>
 
 async fn status(State(api): State<Api>) -> HttpResponse {
     answer(&api, Request::Status).await
+}
+
+async fn why(State(api): State<Api>, request: Result<Json<WhyRequest>, JsonRejection>) -> HttpResponse {
+    match body(request) {
+        Ok(request) => answer(&api, Request::Why(request)).await,
+        Err(refusal) => *refusal,
+    }
+}
+
+async fn doctor(State(api): State<Api>, uri: Uri) -> HttpResponse {
+    let look = match parameter(&uri, "look").as_deref() {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(other) => {
+            let message = format!("field look: {other:?} is neither true nor false");
+            return failed(ApiError::new(ErrorCode::Invalid, message));
+        }
+    };
+    let state_dir = api.config.state_dir.clone();
+    let settings = tokio::task::spawn_blocking(move || changed_settings(&state_dir)).await;
+    let settings = settings.unwrap_or_else(|error| Err(error.to_string()));
+    answer(&api, Request::Doctor { look, settings }).await
 }
 
 async fn ready(State(api): State<Api>) -> HttpResponse {

@@ -12,6 +12,7 @@
 )]
 
 pub mod api;
+pub mod diagnose;
 pub mod gossip;
 pub mod host;
 pub mod leases;

@@ -69,6 +69,15 @@ impl Client {
         self.call(method, path, body.into())
     }
 
+    /// Asks for a document that depends on what is said.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn ask<T: DeserializeOwned>(&self, path: &str, request: &impl Serialize) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(request).map_err(|error| ClientError::Answer(error.to_string()))?;
+        self.call(Method::POST, path, body.into())
+    }
+
     /// Likewise, where the path says it all.
     ///
     /// # Errors

@@ -1,10 +1,20 @@
 //! `meshctl`: what an operator asks the daemon, and says to it.
 //!
-//! Exit status: 0 all is well; 1 an error, told on standard error; 2 wrong usage; 3 the daemon does not answer;
-//! 4 `status` only: the node is not a member yet, or something is not as it should be.
+//! Exit status:
+//!
+//! | | |
+//! |---|---|
+//! | 0 | all is well; `why`: nothing that this node knows stops the flow; `doctor`: nothing worse than a warning |
+//! | 1 | an error, told on standard error |
+//! | 2 | wrong usage |
+//! | 3 | the daemon does not answer |
+//! | 4 | `status`: the node is not a member yet, or something is not as it should be; `why`: something stops the flow; `doctor`: there is a problem |
+//! | 5 | `why`: neither end is of this host; the answer says where to ask |
 
 mod authority;
 mod client;
+mod diagnosis;
+mod echo;
 mod ipam;
 mod leave;
 mod paths;
@@ -46,6 +56,10 @@ enum Verb {
         #[arg(short, long, value_enum, default_value_t = Format::Table)]
         output: Format,
     },
+    /// What a flow meets on its way, and what stops it: pods, route, key, path, ports. Probes what is not known
+    Why(diagnosis::WhyArguments),
+    /// How this host and its view of the mesh are, and what to do about it
+    Doctor(diagnosis::DoctorArguments),
     /// Make a join key: write it to a file of mode 0600 on every host, for `meshd --key-file`
     Keygen {
         /// Make an admin key instead: the secret one is written to this new file, to be kept off the nodes; the
@@ -104,11 +118,16 @@ const EXIT_UNREACHABLE: u8 = 3;
 /// The node is not a member yet, or something is not as it should be.
 const EXIT_DEGRADED: u8 = 4;
 
+/// Neither end of a flow is of this host.
+const EXIT_ELSEWHERE: u8 = 5;
+
 /// Runs `meshctl` with the arguments of this process. To be called before any thread is started.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match arguments.verb {
         Verb::Status { part, output } => show_status(&arguments.control_socket, part, output),
+        Verb::Why(what) => diagnosis::why(&Client::new(&arguments.control_socket), &what),
+        Verb::Doctor(how) => diagnosis::doctor(&Client::new(&arguments.control_socket), &how),
         Verb::Keygen { admin: None } => print(JoinKey::generate(&mut OsRng).to_text().trim_end()),
         Verb::Keygen { admin: Some(file) } => authority::make_admin_key(&file),
         Verb::Remove(what) => authority::remove(&Client::new(&arguments.control_socket), &what),

@@ -48,6 +48,7 @@ use keeper::Keeper;
 use plane::{ATTEMPTS, Attempt};
 
 pub use plane::Plane;
+pub use settings::changed_settings;
 
 /// What the task needs to know.
 #[derive(Debug)]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use mesh_core::api::BRIDGE;
+use mesh_core::diagnose::Setting;
 use mesh_sys::files::{self, FileError};
 use mesh_sys::sysctl::{Sysctl, SysctlError};
 
@@ -111,6 +112,22 @@ impl Settings {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// The settings of the host that the daemon has changed since it first ran here with this state directory.
+///
+/// # Errors
+/// The file that says so cannot be read, in a sentence.
+pub fn changed_settings(state_dir: &Path) -> Result<Vec<Setting>, String> {
+    let settings = Settings::new(None, state_dir);
+    let now = |path: &str| settings.read(path).ok().flatten().map(|value| value.trim().to_owned());
+    let saved = settings.saved().map_err(|error| error.to_string())?;
+    let changed = saved.into_iter().map(|(path, before)| Setting {
+        now: now(&path),
+        before: before.trim().to_owned(),
+        path,
+    });
+    Ok(changed.collect())
 }
 
 /// The components of a path. Names of devices may contain dots, never slashes.

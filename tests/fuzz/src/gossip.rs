@@ -98,6 +98,7 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             wire::Part::LaneAt { address: ([192, 0, 2, 1], 6784).into() },
         ],
     );
+    add("lane-traffic", &[wire::Part::LaneTraffic { lane: 1, received: None, sent: Some(900) }]);
     add("measure", &[wire::Part::Measure { number: 300 }, wire::Part::Measured { number: 4 }]);
     let key = mesh_keys::WgPublic::from_bytes([5; 32]);
     add(

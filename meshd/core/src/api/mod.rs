@@ -5,6 +5,8 @@
 //! |---|---|---|
 //! | `GET /v1/status` | – | [`Status`] |
 //! | `GET /v1/ready` | – | 200 when an attach can be served, else 503 with [`ApiError`] |
+//! | `POST /v1/why` | [`WhyRequest`] | [`WhyReport`] |
+//! | `GET /v1/doctor?look=true` | – | [`DoctorReport`]; `look`: members that were not heard of late are probed |
 //! | `GET /v1/config` | – | the merged configuration, without secrets |
 //! | `POST /v1/attachments` | [`AttachRequest`] | [`Attachment`] in state [`AttachmentState::Leased`] |
 //! | `POST /v1/attachments/{container}/{ifname}/activate` | – | [`Attachment`] in state [`AttachmentState::Active`] |
@@ -27,6 +29,7 @@
 
 mod attach;
 mod authority;
+mod diagnosis;
 mod error;
 mod status;
 
@@ -37,6 +40,10 @@ pub use attach::{
 pub use authority::{
     JoinWindowRequest, JoinWindowStatus, NewToken, RemovalPlan, RemovalRequest, RevocationRequest, TokenList,
     TokenRequest, TokenStatus,
+};
+pub use diagnosis::{
+    DIAGNOSIS_SCHEMA_VERSION, Direction, DoctorReport, EndStatus, Finding, Level, NodeName, Pinged,
+    PortFailure, Protocol, Subject, Verdict, WhyReport, WhyRequest,
 };
 pub use error::{ApiError, ErrorCode};
 pub use status::{

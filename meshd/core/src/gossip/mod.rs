@@ -447,7 +447,8 @@ impl Gossip {
             | Part::LaneHello { .. }
             | Part::LaneSeen { .. }
             | Part::PassedFrom { .. }
-            | Part::LaneAt { .. } => {}
+            | Part::LaneAt { .. }
+            | Part::LaneTraffic { .. } => {}
             Part::Sums(sums) => reply.sums.extend(sums),
             // What would not be answered is not looked up.
             Part::List { .. } | Part::Want(_) if self.budget == 0 => {}

@@ -133,6 +133,16 @@ pub enum Part {
         /// As it has said.
         address: SocketAddr,
     },
+    /// How long ago the sender's lane last received something from the receiver, and sent something to it, in milliseconds;
+    /// none: not since it began to look. For people: it names the direction in which a port is closed.
+    LaneTraffic {
+        /// Number of the lane.
+        lane: u8,
+        /// Since something came.
+        received: Option<u32>,
+        /// Since something was sent.
+        sent: Option<u32>,
+    },
     /// An item, as its kind has it.
     Item {
         /// What it is.
@@ -155,7 +165,8 @@ impl Part {
             | Self::LaneHello { .. }
             | Self::LaneSeen { .. }
             | Self::PassedFrom { .. }
-            | Self::LaneAt { .. } => true,
+            | Self::LaneAt { .. }
+            | Self::LaneTraffic { .. } => true,
             Self::Ping { .. }
             | Self::Ack { .. }
             | Self::Ask { .. }
@@ -187,6 +198,7 @@ const PASSED_FROM: u8 = 15;
 const LANE_AT: u8 = 16;
 const MEASURE: u8 = 17;
 const MEASURED: u8 = 18;
+const LANE_TRAFFIC: u8 = 20;
 /// And the kind of the item: none of the others may come here.
 const ITEM: u8 = 0x40;
 
@@ -239,6 +251,7 @@ impl Writer {
             }
             Part::PassedFrom { address } => self.write(PASSED_FROM, address),
             Part::LaneAt { address } => self.write(LANE_AT, address),
+            Part::LaneTraffic { lane, received, sent } => self.write(LANE_TRAFFIC, &(lane, received, sent)),
             Part::Item { kind, bytes } => self.push_item(*kind, bytes),
         }
     }
@@ -343,6 +356,9 @@ fn part(kind: u8, body: &[u8]) -> Option<Result<Part, Malformed>> {
         }),
         PASSED_FROM => fields(kind, body).map(|address| Part::PassedFrom { address }),
         LANE_AT => fields(kind, body).map(|address| Part::LaneAt { address }),
+        LANE_TRAFFIC => {
+            fields(kind, body).map(|(lane, received, sent)| Part::LaneTraffic { lane, received, sent })
+        }
         ITEM..0x80 => Ok(Part::Item { kind: Kind(kind & !ITEM), bytes: body.to_vec() }),
         _ => return None,
     };
@@ -383,6 +399,7 @@ mod tests {
             Part::LaneHello { key: WgPublic::from_bytes([8; 32]), serial: u64::MAX },
             Part::PassedFrom { address: ([192, 0, 2, 1], 6783).into() },
             Part::LaneAt { address: ([192, 0, 2, 1], 20_000).into() },
+            Part::LaneTraffic { lane: 1, received: Some(u32::MAX), sent: None },
             Part::LaneSeen {
                 key: WgPublic::from_bytes([8; 32]),
                 serial: 9,

@@ -186,6 +186,8 @@ impl Node {
     pub(super) fn on_request(&mut self, id: RequestId, request: Request) {
         let answer = match request {
             Request::Status => Ok(Response::Status(Box::new(self.status()))),
+            Request::Why(request) => self.why(&request).map(|report| Response::Why(Box::new(report))),
+            Request::Doctor { look, settings } => Ok(Response::Doctor(Box::new(self.doctor(look, settings)))),
             Request::Ready => self.readiness().map(|_| Response::Done),
             Request::Attach(request) => return self.on_attach(id, request),
             Request::Activate(attachment) => return self.on_activate(id, attachment),

@@ -292,7 +292,8 @@ impl Node {
         for part in wire::read(&opened.payload).flatten() {
             if let Part::LaneAt { address } = part {
                 lane = Some(address);
-            } else if matches!(part, Part::Probe { .. } | Part::ProbeAnswer { .. }) {
+            } else if matches!(part, Part::Probe { .. } | Part::ProbeAnswer { .. } | Part::LaneTraffic { .. })
+            {
                 // Nothing is handed on twice.
                 self.on_path_part(sender, Origin::Relay(relay), part, proved);
             }

@@ -87,6 +87,8 @@ pub(super) enum SeedOutcome {
 struct MemberState {
     last_good: Option<SocketAddr>,
     last_error: Option<String>,
+    /// The last call that came to nothing, if none has succeeded since.
+    failed: Option<Box<(Time, String)>>,
     turn: usize,
     failures: u32,
     called: Time,
@@ -105,6 +107,9 @@ impl Dialer {
 
     pub(super) fn on_opened(&mut self, target: SocketAddr, node: NodeId) {
         self.in_flight.remove(&target);
+        if let Some(state) = self.members.get_mut(&node) {
+            state.failed = None;
+        }
         if let Some(seed) = self.seeds.get_mut(&target) {
             seed.node = Some(node);
         }
@@ -189,6 +194,9 @@ impl Dialer {
         if let Some(state) = member.and_then(|node| self.members.get_mut(&node)) {
             let (SeedOutcome::Absent(reason) | SeedOutcome::Refused(reason)) = &outcome else { return };
             state.last_error = Some(format!("{target}: {reason}"));
+            if matches!(outcome, SeedOutcome::Absent(_)) {
+                state.failed = Some(Box::new((now, format!("{target}: {reason}"))));
+            }
         }
         if let Some(seed) = self.seeds.get_mut(&target) {
             seed.outcome = outcome;
@@ -203,6 +211,11 @@ impl Dialer {
         self.seeds.values_mut().for_each(|seed| (seed.failures, seed.next) = (0, Time::ZERO));
         self.members.values_mut().for_each(|member| member.failures = 0);
         self.waiting.values_mut().for_each(|(next, _)| *next = Time::ZERO);
+    }
+
+    /// The last call of a member that failed, and why, if none has succeeded since.
+    pub(super) fn last_failure(&self, node: &NodeId) -> Option<(Time, &str)> {
+        self.members.get(node)?.failed.as_deref().map(|(at, reason)| (*at, reason.as_str()))
     }
 
     /// Why there is no session with a member, as far as known.

@@ -453,7 +453,7 @@ impl Node {
         self.stale |= fails(&before) != fails(&self.tunnels);
         let (Some(view), Some(gossip)) = (&self.view, &mut self.gossip) else { return };
         let mut broken = Vec::new();
-        let mut seen = Vec::new();
+        let (mut seen, mut flows) = (Vec::new(), Vec::new());
         let received = |tunnels: &BTreeMap<WgPublic, TunnelFacts>, lane: &LaneInfo| {
             tunnels.get(&lane.key).map(|facts| facts.rx_bytes)
         };
@@ -469,6 +469,10 @@ impl Node {
             {
                 seen.push((*id, before.get(key).copied(), *facts));
             }
+            flows.extend(record.lanes.iter().filter_map(|lane| {
+                let facts = self.tunnels.get(&lane.key)?;
+                Some((*id, lane.index, before.get(&lane.key).copied(), *facts))
+            }));
             let fails = |lane: &LaneInfo| {
                 let (before, now) = (before.get(&lane.key), self.tunnels.get(&lane.key));
                 before.zip(now).is_some_and(|(before, now)| {
@@ -479,6 +483,9 @@ impl Node {
             if record.lanes.iter().any(fails) {
                 broken.push(*id);
             }
+        }
+        for (id, lane, before, facts) in flows {
+            self.observe_flow(id, lane, before.as_ref(), &facts);
         }
         self.begin_observing();
         for (id, before, facts) in seen {

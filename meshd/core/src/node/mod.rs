@@ -16,7 +16,9 @@ mod carry;
 mod copies;
 mod datagrams;
 mod desired;
+mod diagnose;
 mod dial;
+mod flows;
 mod gossip;
 mod ipam;
 mod join;
@@ -54,9 +56,10 @@ use rand_core::{RngCore, SeedableRng};
 use zeroize::Zeroizing;
 
 use crate::api::{
-    ApiError, AttachRequest, Attachment, AttachmentId, GcReport, GcRequest, JoinWindowStatus, NewToken,
-    RemovalPlan, Status, TokenList,
+    ApiError, AttachRequest, Attachment, AttachmentId, DoctorReport, GcReport, GcRequest, JoinWindowStatus,
+    NewToken, RemovalPlan, Status, TokenList, WhyReport, WhyRequest,
 };
+use crate::diagnose::Setting;
 use crate::host::HostState;
 use crate::leases::Leases;
 use crate::overlap::HostPrefix;
@@ -349,6 +352,15 @@ pub const GUARD_OBJECT: &str = "nftables";
 pub enum Request {
     /// `GET /v1/status`
     Status,
+    /// `POST /v1/why`
+    Why(WhyRequest),
+    /// `GET /v1/doctor`
+    Doctor {
+        /// Whether members that were not heard of late are probed.
+        look: bool,
+        /// Settings of the host that the daemon has changed; or why that is not known.
+        settings: Result<Vec<Setting>, String>,
+    },
     /// `GET /v1/ready`
     Ready,
     /// `POST /v1/attachments`
@@ -390,6 +402,10 @@ pub enum Response {
     Done,
     /// To a status request.
     Status(Box<Status>),
+    /// What a flow meets.
+    Why(Box<WhyReport>),
+    /// How the host is.
+    Doctor(Box<DoctorReport>),
     /// To attach, activate and get.
     Attachment(Box<Attachment>),
     /// To list.
@@ -546,6 +562,9 @@ pub struct Node {
     nats: nat::Nats,
     mtus: mtu::Mtus,
     registrations: registrations::Registrations,
+    /// For people only.
+    flows: flows::Flows,
+    looks: diagnose::Looks,
     /// Whose each tunnel key is.
     owners: BTreeMap<WgPublic, NodeId>,
     tunnels: BTreeMap<WgPublic, TunnelFacts>,
@@ -647,6 +666,8 @@ impl Node {
             nats: nat::Nats::default(),
             mtus: mtu::Mtus::default(),
             registrations: registrations::Registrations::default(),
+            flows: flows::Flows::default(),
+            looks: diagnose::Looks::default(),
             owners: BTreeMap::new(),
             tunnels: BTreeMap::new(),
             gossip: None,

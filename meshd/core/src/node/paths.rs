@@ -104,6 +104,14 @@ impl Paths {
         self.all.get(peer)
     }
 
+    /// An answer with this number shows that the member speaks now.
+    pub(super) fn greeting(&mut self, number: u32, peer: NodeId) {
+        if self.greetings.len() >= GREETINGS {
+            self.greetings.pop_front();
+        }
+        self.greetings.push_back((number, peer));
+    }
+
     /// How many there are.
     pub(super) fn count(&self) -> usize {
         self.all.len()
@@ -458,9 +466,10 @@ impl Node {
 
     fn send_probe(&mut self, peer: NodeId, way: Way, number: u32, alarm: bool) {
         let probe = self.probe_part(&peer, number, alarm);
+        let parts: Vec<Part> = std::iter::once(probe).chain(self.lane_traffic(&peer)).collect();
         match way {
             Way::Direct => {
-                let payload = payload_of(&[probe]);
+                let payload = payload_of(&parts);
                 let known = self.datagrams.address(&peer);
                 let works = self.paths.get(&peer).is_some_and(|path| path.direct().works(self.now));
                 let mut addresses: Vec<SocketAddr> = known.into_iter().collect();
@@ -477,7 +486,18 @@ impl Node {
                 }
                 self.open_for_lane(peer);
             }
-            Way::Relay(relay) => self.send_through(relay, peer, &[probe]),
+            Way::Relay(relay) => self.send_through(relay, peer, &parts),
+        }
+    }
+
+    /// Sends a probe of the direct way that is no part of a path's.
+    pub(super) fn probe_for_people(&mut self, peer: NodeId, number: u32, addresses: &[SocketAddr]) {
+        self.paths.greeting(number, peer);
+        let probe = self.probe_part(&peer, number, false);
+        let parts: Vec<Part> = std::iter::once(probe).chain(self.lane_traffic(&peer)).collect();
+        let payload = payload_of(&parts);
+        for address in addresses {
+            self.seal_to(peer, *address, &payload);
         }
     }
 
@@ -507,6 +527,9 @@ impl Node {
                 if let (Origin::Address(..), Some(seen)) = (origin, seen) {
                     self.seen_at(from, seen.ip());
                 }
+                if matches!(origin, Origin::Address(..)) {
+                    self.looks.answered(&from, number);
+                }
                 let way = match origin {
                     Origin::Address(..) => Way::Direct,
                     Origin::Relay(relay) => Way::Relay(relay),
@@ -522,6 +545,9 @@ impl Node {
                     let next = path.next(now);
                     self.paths.due.set(from, Some(next));
                 }
+            }
+            (Part::LaneTraffic { lane, received, sent }, _) if proved => {
+                self.on_lane_traffic(from, lane, received, sent);
             }
             (Part::Measured { number }, Origin::Address(..)) if proved => self.on_measured(from, number),
             (Part::Pass { to, datagram }, Origin::Address(address, _)) if proved => {
@@ -557,13 +583,11 @@ impl Node {
             }
         };
         let mut parts = vec![Part::ProbeAnswer { number, ready, seen }];
+        parts.extend(self.lane_traffic(&from).take(if proved { usize::MAX } else { 0 }));
         if !proved {
             // The answer shows that the other end speaks now.
             let number = self.rng.next_u32();
-            if self.paths.greetings.len() >= GREETINGS {
-                self.paths.greetings.pop_front();
-            }
-            self.paths.greetings.push_back((number, from));
+            self.paths.greeting(number, from);
             parts.push(self.probe_part(&from, number, false));
         }
         self.answer_by(from, origin, &parts);

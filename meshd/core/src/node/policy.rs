@@ -205,7 +205,7 @@ fn is_in_force(view: &View, signed: &SignedJoinPolicy) -> bool {
 }
 
 /// The node that `text` names: an id, the first digits of one, or a label.
-fn resolve(view: &View, text: &str) -> Result<NodeId, ApiError> {
+pub(super) fn resolve(view: &View, text: &str) -> Result<NodeId, ApiError> {
     let is_id = text.len() >= MIN_PREFIX && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     let name = |id: &NodeId| view.record(id).map(|record| record.name.as_str());
     let prefix = text.to_ascii_lowercase();

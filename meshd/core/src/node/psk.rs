@@ -108,6 +108,11 @@ impl Pair {
         self.lanes.iter().find_map(|lane| lane.key_for(keys))
     }
 
+    /// Whether the peer could not prove that this tunnel key is its own.
+    pub(super) fn is_doubted(&self, key: &WgPublic) -> bool {
+        self.lanes.iter().any(|lane| lane.doubted.as_ref() == Some(key))
+    }
+
     fn lane(&mut self, at: usize) -> &mut LanePair {
         if self.lanes.len() <= at {
             self.lanes.resize_with(at + 1, LanePair::default);

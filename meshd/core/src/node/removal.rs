@@ -62,6 +62,7 @@ impl Node {
         self.nats.retain(stays);
         self.mtus.retain(stays);
         self.registrations.retain(stays);
+        self.flows.retain(stays);
         if let Some(gossip) = &mut self.gossip {
             gossip.retain_members(stays);
         }

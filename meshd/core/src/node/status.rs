@@ -19,24 +19,9 @@ impl Node {
     pub fn status(&self) -> Status {
         let mut problems: Vec<String> =
             self.problems.iter().map(|problem| format!("{}: {}", problem.object, problem.text)).collect();
-        problems.extend(self.copies_problem());
-        problems.extend(self.removal_problems());
-        problems.extend(self.authority_problem());
-        problems.extend(self.tries_problem());
-        if let Some(view) = &self.view {
-            problems.extend(view.grants().conflicts().iter().map(|conflict| {
-                format!(
-                    "node {} granted {} twice; {} does not get it",
-                    conflict.granter.short(),
-                    conflict.range,
-                    conflict.loser.short()
-                )
-            }));
-        }
+        problems.extend(self.cluster_problems());
         problems.extend(self.prefix_problems());
         problems.extend(self.overlap.clone());
-        problems.extend(self.exhaustion_problem());
-        problems.extend(self.leave_problem());
         Status {
             schema_version: SCHEMA_VERSION,
             version: self.config.software.clone(),
@@ -69,6 +54,27 @@ impl Node {
         }
     }
 
+    /// What the cluster has against this node, or waits for; and what keeps it from giving addresses to pods.
+    pub(super) fn cluster_problems(&self) -> Vec<String> {
+        let mut problems: Vec<String> = self.copies_problem().into_iter().collect();
+        problems.extend(self.removal_problems());
+        problems.extend(self.authority_problem());
+        problems.extend(self.tries_problem());
+        if let Some(view) = &self.view {
+            problems.extend(view.grants().conflicts().iter().map(|conflict| {
+                format!(
+                    "node {} granted {} twice; {} does not get it",
+                    conflict.granter.short(),
+                    conflict.range,
+                    conflict.loser.short()
+                )
+            }));
+        }
+        problems.extend(self.exhaustion_problem());
+        problems.extend(self.leave_problem());
+        problems
+    }
+
     fn address_status(&self) -> Option<AddressStatus> {
         let (view, ipv4) = self.view.as_ref().zip(self.stored.mesh_ipv4)?;
         let owned = self.owned();
@@ -83,7 +89,7 @@ impl Node {
         })
     }
 
-    fn lane_status(&self) -> Vec<LaneStatus> {
+    pub(super) fn lane_status(&self) -> Vec<LaneStatus> {
         self.config
             .lanes
             .iter()

@@ -13,6 +13,7 @@ mod removal;
 mod scenarios;
 mod tunnels;
 mod versions;
+mod why;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

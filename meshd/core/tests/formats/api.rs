@@ -5,10 +5,12 @@ use std::net::Ipv4Addr;
 
 use mesh_core::api::{
     AddressStatus, ApiError, AttachRequest, Attachment, AttachmentId, AttachmentState, Backend,
-    ClusterStatus, ConflictStatus, ErrorCode, GcReport, GcRequest, GossipStatus, IpamStatus,
-    JoinWindowRequest, JoinWindowStatus, LaneStatus, LeaveStatus, MacAddr, Membership, NetnsId, NewToken,
-    NodeStatus, OwnerStatus, PeerStatus, PodIdentity, RemovalPlan, RemovalRequest, RevocationRequest,
-    SessionStatus, Status, TokenList, TokenRequest, TokenStatus, Tombstone, TunnelStatus, UsageStatus,
+    ClusterStatus, ConflictStatus, DIAGNOSIS_SCHEMA_VERSION, Direction, DoctorReport, EndStatus, ErrorCode,
+    Finding, GcReport, GcRequest, GossipStatus, IpamStatus, JoinWindowRequest, JoinWindowStatus, LaneStatus,
+    LeaveStatus, Level, MacAddr, Membership, NetnsId, NewToken, NodeName, NodeStatus, OwnerStatus,
+    PeerStatus, Pinged, PodIdentity, PortFailure, Protocol, RemovalPlan, RemovalRequest, RevocationRequest,
+    SessionStatus, Status, Subject, TokenList, TokenRequest, TokenStatus, Tombstone, TunnelStatus,
+    UsageStatus, Verdict, WhyReport, WhyRequest,
 };
 use mesh_keys::token::TokenHash;
 use mesh_keys::{BodyId, JoinWindow, TokenId};
@@ -74,6 +76,7 @@ variants!(revocation_name, REVOCATIONS: RevocationRequest {
 pub(crate) fn entries() -> Vec<Entry> {
     let mut entries = attachments();
     entries.extend(authority());
+    entries.extend(diagnoses());
     entries.push(json("status-member", "answer of GET /v1/status, of a member", status()));
     let mut leaving = status();
     leaving.leave = Some(LeaveStatus::Leaving { waiting_for: "its last addresses to rest".to_owned() });
@@ -109,6 +112,109 @@ pub(crate) fn entries() -> Vec<Entry> {
         entries.push(json(code_name(&code), "answer to what failed", ApiError::new(code, "what it is")));
     }
     entries
+}
+
+fn diagnoses() -> Vec<Entry> {
+    let text = str::to_owned;
+    let name = |byte, this_node| NodeName { id: node(byte).to_string(), name: format!("h{byte}"), this_node };
+    let found = |about, level, direction| Finding {
+        about,
+        level,
+        text: text("what it is"),
+        advice: Some(text("what to do")),
+        failure: Some(PortFailure {
+            protocol: Protocol::Udp,
+            port: 6784,
+            lane: Some(0),
+            direction,
+            addresses: vec!["192.0.2.7:6784".parse().unwrap()],
+        }),
+        members: vec![node(2).to_string()],
+    };
+    let bare = |about, level| Finding {
+        advice: None,
+        failure: None,
+        members: Vec::new(),
+        ..found(about, level, Direction::Both)
+    };
+    let tcp = Finding {
+        failure: Some(PortFailure {
+            protocol: Protocol::Tcp,
+            port: 6783,
+            lane: None,
+            direction: Direction::ToMember,
+            addresses: Vec::new(),
+        }),
+        ..found(Subject::Session, Level::Problem, Direction::ToMember)
+    };
+    let why = WhyReport {
+        schema_version: DIAGNOSIS_SCHEMA_VERSION,
+        source: EndStatus {
+            text: text("10.32.0.2"),
+            address: "10.32.0.2".parse().ok(),
+            node: Some(name(1, true)),
+            attachment: Some(text("0f1e-container/eth0")),
+        },
+        destination: EndStatus {
+            text: text("h2"),
+            address: None,
+            node: Some(name(2, false)),
+            attachment: None,
+        },
+        port: Some(80),
+        verdict: Verdict::Stopped,
+        summary: text("why"),
+        findings: vec![
+            bare(Subject::Source, Level::Ok),
+            bare(Subject::Policy, Level::Note),
+            found(Subject::Tunnel, Level::Problem, Direction::FromMember),
+            found(Subject::Gossip, Level::Warning, Direction::Either),
+            tcp,
+        ],
+        ping: "10.32.1.1".parse().ok(),
+        look_again_milliseconds: Some(1500),
+    };
+    let subjects = [
+        Subject::Membership,
+        Subject::Destination,
+        Subject::Host,
+        Subject::Engine,
+        Subject::Route,
+        Subject::Key,
+        Subject::Path,
+        Subject::Mtu,
+        Subject::Members,
+        Subject::Nat,
+        Subject::Networks,
+        Subject::Sysctls,
+        Subject::Clock,
+        Subject::Cluster,
+    ];
+    let doctor = DoctorReport {
+        schema_version: DIAGNOSIS_SCHEMA_VERSION,
+        node: name(1, true),
+        level: Level::Warning,
+        findings: subjects.into_iter().map(|about| bare(about, Level::Ok)).collect(),
+        look_again_milliseconds: None,
+    };
+    let request = WhyRequest {
+        from: text("10.32.0.2"),
+        to: text("h2:80"),
+        look: true,
+        pinged: Some(Pinged::Answered { microseconds: 900 }),
+    };
+    let unanswered =
+        WhyRequest { pinged: Some(Pinged::Unanswered { count: 6 }), look: false, ..request.clone() };
+    let elsewhere = WhyReport { verdict: Verdict::AskElsewhere, findings: Vec::new(), ..why.clone() };
+    let flows = WhyReport { verdict: Verdict::Flows, findings: Vec::new(), ..why.clone() };
+    vec![
+        json("why-request", "body of POST /v1/why", request),
+        json("why-unanswered", "likewise, after pings that were not answered", unanswered),
+        json("why-stopped", "answer of POST /v1/why", why),
+        json("why-flows", "likewise, where nothing stops it", flows),
+        json("why-elsewhere", "likewise, where neither end is of the host", elsewhere),
+        json("doctor", "answer of GET /v1/doctor", doctor),
+    ]
 }
 
 fn attachments() -> Vec<Entry> {

@@ -33,6 +33,7 @@ variants!(part_name, PARTS: Part {
     Part::LaneSeen { .. } => "lane-seen",
     Part::PassedFrom { .. } => "passed-from",
     Part::LaneAt { .. } => "lane-at",
+    Part::LaneTraffic { .. } => "lane-traffic",
 });
 
 fn payload(parts: &[Part]) -> Vec<u8> {
@@ -100,6 +101,10 @@ pub(crate) fn parts() -> Vec<Entry> {
         ),
         ("what was handed on came from here", Part::PassedFrom { address: ([192, 0, 2, 7], 6783).into() }),
         ("where a relay sees the sender's lane", Part::LaneAt { address: ([192, 0, 2, 7], 51820).into() }),
+        (
+            "what a lane has carried of late",
+            Part::LaneTraffic { lane: 1, received: Some(70_008), sent: None },
+        ),
     ];
     let parts: Vec<(&str, Part)> = of_gossip.iter().chain(&of_paths).cloned().collect();
     assert_complete(PARTS, parts.iter().map(|(_, part)| part_name(part)));

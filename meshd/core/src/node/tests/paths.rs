@@ -7,13 +7,15 @@ use crate::gossip::wire::{Part, Writer};
 use crate::path::Way;
 use crate::relay::Endpoint;
 
-fn id(sim: &Sim, host: usize) -> NodeId {
+pub(super) fn id(sim: &Sim, host: usize) -> NodeId {
     sim.hosts[host].identity.node_id()
 }
 
 /// What the tunnels of all hosts have carried: pods on two of them talk to each other.
 #[derive(Default)]
-struct Traffic {
+pub(super) struct Traffic {
+    /// Directions in which the lanes' ports are closed.
+    pub(super) closed: BTreeSet<(usize, usize)>,
     facts: BTreeMap<(usize, usize), TunnelFacts>,
     /// Which relay has passed on the handshake of a session.
     sessions: BTreeMap<(usize, usize), Option<usize>>,
@@ -26,7 +28,8 @@ impl Traffic {
         let endpoint = self.facts.get(&(from, to))?.endpoint?;
         let lane = |host: usize| SocketAddr::new(address(host).ip(), 6784);
         if endpoint == lane(to) {
-            return sim.connected(from, to).then_some((None, lane(from)));
+            let open = sim.connected(from, to) && !self.closed.contains(&(from, to));
+            return open.then_some((None, lane(from)));
         }
         let relay = (0..sim.hosts.len()).find(|host| address(*host) == endpoint)?;
         let host = &sim.hosts[relay];
@@ -52,7 +55,7 @@ impl Traffic {
     }
 
     /// A second passes in which two hosts send something to each other, or the first one to the second.
-    fn second(&mut self, sim: &mut Sim, between: (usize, usize), both: bool) {
+    pub(super) fn second(&mut self, sim: &mut Sim, between: (usize, usize), both: bool) {
         for _ in 0..20 {
             sim.run(SECOND / 20);
             for (from, to) in [between, (between.1, between.0)] {
@@ -110,7 +113,7 @@ impl Traffic {
         panic!("nothing arrives within {limit} s: {:?}", self.facts);
     }
 
-    fn seconds(&mut self, sim: &mut Sim, between: (usize, usize), count: u32) {
+    pub(super) fn seconds(&mut self, sim: &mut Sim, between: (usize, usize), count: u32) {
         (0..count).for_each(|_| self.second(sim, between, true));
     }
 }
@@ -120,7 +123,7 @@ fn way(sim: &Sim, at: usize, to: usize) -> Way {
 }
 
 /// Who of the first two chooses.
-fn leader(sim: &Sim) -> (usize, usize) {
+pub(super) fn leader(sim: &Sim) -> (usize, usize) {
     if id(sim, 0) < id(sim, 1) { (0, 1) } else { (1, 0) }
 }
 
